@@ -1,0 +1,305 @@
+"""
+Everything this package raises.
+
+    ProcrastinateException
+    ├── TaskNotFound
+    ├── UnboundTaskError
+    ├── TaskAlreadyRegistered
+    ├── LoadFromPathError (also ImportError)
+    ├── CallerModuleUnknown
+    ├── FunctionPathError
+    ├── RunTaskError
+    ├── JobRetry
+    ├── JobAborted
+    ├── AppNotOpen
+    ├── MissingApp
+    ├── SyncConnectorConfigurationError
+    ├── MovedElsewhere
+    ├── AlreadyEnqueued                 caused by UniqueViolation
+    ├── InvalidTimestamp
+    └── ConnectorException              the database said no, or could not be asked
+        ├── UniqueViolation             23505
+        ├── NoResult
+        └── Refused                     a rule of the schema; one class for each of its SQLSTATEs
+            ├── JobNotFound             JQ001
+            ├── TokenNotCurrent         JQ002
+            ├── WrongJobState           JQ003
+            ├── WorkerNotRegistered     JQ004
+            ├── ProtocolNotSpoken       JQ005
+            ├── WrongIsolationLevel     JQ006
+            ├── TestClockNotEnabled     JQ023
+            ├── ProtocolInUse           JQ901
+            └── InvalidValue (also ValueError)    22023
+                ├── InvalidText         22P02, 22P05
+                ├── ArgsNotAnObject     JQ010
+                ├── ArgsTooDeep         JQ011
+                ├── ArgsTooLarge        JQ012
+                ├── TimeOutOfRange      JQ013
+                ├── InvalidName         JQ014
+                ├── PriorityOutOfRange  JQ015
+                ├── UnknownOption       JQ016
+                ├── InvalidRetryPolicy  JQ017
+                ├── InvalidSetting      JQ018
+                ├── InvalidCron         JQ020
+                ├── UnknownTimezone     JQ021
+                └── ScheduleNameTaken   JQ022
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pyprocrastinate.retry import RetryDecision
+
+
+class ProcrastinateException(Exception):
+    """Something went wrong in pyprocrastinate."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().partition("\n")[0])
+
+
+class TaskNotFound(ProcrastinateException):
+    """No task of this name is registered."""
+
+
+class UnboundTaskError(ProcrastinateException):
+    """A task of a blueprint was deferred before the blueprint was added to an app."""
+
+
+class TaskAlreadyRegistered(ProcrastinateException):
+    """A task of this name, alias or namespace is registered already."""
+
+
+class LoadFromPathError(ImportError, ProcrastinateException):
+    """The dotted path does not lead to an object of the expected type."""
+
+
+class CallerModuleUnknown(ProcrastinateException):
+    """The module that made the app could not be told."""
+
+
+class FunctionPathError(ProcrastinateException):
+    """The function has no name of its own: give the task one with `name=`."""
+
+
+class RunTaskError(ProcrastinateException):
+    """The task could not be run."""
+
+
+class JobRetry(ProcrastinateException):
+    """Raised by a task to be run again as `retry_decision` says, whatever its retry strategy."""
+
+    def __init__(self, retry_decision: RetryDecision) -> None:
+        super().__init__()
+        self.retry_decision = retry_decision
+
+
+class JobAborted(ProcrastinateException):
+    """Raised by a task to end as aborted."""
+
+
+class AppNotOpen(ProcrastinateException):
+    """The app is not open: use `with app.open():` or `async with app.open_async():`."""
+
+
+class MissingApp(ProcrastinateException):
+    """No app was given."""
+
+
+class SyncConnectorConfigurationError(ProcrastinateException):
+    """A sync connector cannot do this: use an async one, such as PsycopgConnector."""
+
+
+class MovedElsewhere(ProcrastinateException):
+    """This name lives elsewhere now."""
+
+
+class AlreadyEnqueued(ProcrastinateException):
+    """A waiting job holds this queueing lock already."""
+
+
+class InvalidTimestamp(ProcrastinateException):
+    """The timestamp is not one of the periodic task's."""
+
+
+class ConnectorException(ProcrastinateException):
+    """The database refused, or could not be reached."""
+
+
+class NoResult(ConnectorException):
+    """The query gave no row."""
+
+
+class UniqueViolation(ConnectorException):
+    """A row with this key exists already."""
+
+    def __init__(
+        self, message: str | None = None, *, constraint_name: str = "", queueing_lock: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.constraint_name = constraint_name
+        self.queueing_lock = queueing_lock
+
+
+class Refused(ConnectorException):
+    """
+    The schema refused a call.
+
+    `detail` tells the state it found, `hint` what to do next; neither holds a value of a job's args.
+    """
+
+    sqlstates: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, message: str | None = None, *, detail: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.detail = detail
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (super().__str__(), self.detail, self.hint) if part)
+
+
+class JobNotFound(Refused):
+    """There is no such job."""
+
+    sqlstates = ("JQ001",)
+
+
+class TokenNotCurrent(Refused):
+    """The job is no longer the caller's: its run has ended, or another worker has it."""
+
+    sqlstates = ("JQ002",)
+
+
+class WrongJobState(Refused):
+    """The job's state does not allow this."""
+
+    sqlstates = ("JQ003",)
+
+
+class WorkerNotRegistered(Refused):
+    """The worker is not registered, or no longer."""
+
+    sqlstates = ("JQ004",)
+
+
+class ProtocolNotSpoken(Refused):
+    """The schema and this release do not speak the same worker protocol."""
+
+    sqlstates = ("JQ005",)
+
+
+class WrongIsolationLevel(Refused):
+    """Workers need READ COMMITTED."""
+
+    sqlstates = ("JQ006",)
+
+
+class TestClockNotEnabled(Refused):
+    """The test clock is not enabled, or the caller does not own the schema."""
+
+    __test__ = False
+    sqlstates = ("JQ023",)
+
+
+class ProtocolInUse(Refused):
+    """A live worker still speaks an older protocol, so the post stage must wait."""
+
+    sqlstates = ("JQ901",)
+
+
+class InvalidValue(Refused, ValueError):
+    """An argument is not acceptable."""
+
+    sqlstates = ("22023",)
+
+
+class InvalidText(InvalidValue):
+    """PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity."""
+
+    sqlstates = ("22P02", "22P05")
+
+
+class ArgsNotAnObject(InvalidValue):
+    """The arguments, or the headers, are not a JSON object."""
+
+    sqlstates = ("JQ010",)
+
+
+class ArgsTooDeep(InvalidValue):
+    """The arguments are nested too deep."""
+
+    sqlstates = ("JQ011",)
+
+
+class ArgsTooLarge(InvalidValue):
+    """The arguments are too large."""
+
+    sqlstates = ("JQ012",)
+
+
+class TimeOutOfRange(InvalidValue):
+    """The time is infinite or absurd."""
+
+    sqlstates = ("JQ013",)
+
+
+class InvalidName(InvalidValue):
+    """The name is empty or too long."""
+
+    sqlstates = ("JQ014",)
+
+
+class PriorityOutOfRange(InvalidValue):
+    """The priority is out of range."""
+
+    sqlstates = ("JQ015",)
+
+
+class UnknownOption(InvalidValue):
+    """There is no such option."""
+
+    sqlstates = ("JQ016",)
+
+
+class InvalidRetryPolicy(InvalidValue):
+    """The retry policy is not one."""
+
+    sqlstates = ("JQ017",)
+
+
+class InvalidSetting(InvalidValue):
+    """There is no such setting, or its value is not acceptable."""
+
+    sqlstates = ("JQ018",)
+
+
+class InvalidCron(InvalidValue):
+    """The cron expression is not one."""
+
+    sqlstates = ("JQ020",)
+
+
+class UnknownTimezone(InvalidValue):
+    """The time zone is not known."""
+
+    sqlstates = ("JQ021",)
+
+
+class ScheduleNameTaken(InvalidValue):
+    """A schedule of the other kind, declared or made in SQL, has this name."""
+
+    sqlstates = ("JQ022",)
+
+
+def _subclasses(cls: type[Refused]) -> list[type[Refused]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+
+
+REFUSALS: dict[str, type[Refused]] = {
+    sqlstate: cls for cls in _subclasses(Refused) for sqlstate in cls.sqlstates
+}
