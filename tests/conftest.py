@@ -1,0 +1,216 @@
+"""
+Give each test a PostgreSQL database of its own.
+
+The server is an embedded one, private to the run and gone with it; $PROCRASTINATE_DSN or libpq's
+PG* variables put
+another in its place.
+The schema is installed once, into a template, and each test that asks for `dsn` gets a clone of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from pytest_postgresql import factories
+from pytest_postgresql.executors import NoopExecutor
+
+from pyprocrastinate import embedded
+
+Connect = Callable[..., psycopg.Connection[Any]]
+AsyncConnect = Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]
+
+_missing_tools: pytest.StashKey[dict[str, int]] = pytest.StashKey()
+_numbers = count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_missing_tools] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = config.stash[_missing_tools]
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+        for marker in item.iter_markers("needs_tool"):
+            tool = marker.args[0]
+            if not shutil.which(tool):
+                missing[tool] = missing.get(tool, 0) + 1
+                item.add_marker(pytest.mark.skip(reason=f"needs {tool}"))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    missing = config.stash[_missing_tools]
+    if missing:
+        terminalreporter.section("not tested on this machine")
+        for tool, tests in sorted(missing.items()):
+            terminalreporter.line(f"{tool} is missing: {tests} test(s) skipped")
+
+
+@dataclass
+class PgServer:
+    """
+    The server under test.
+
+    `server` can restart it and is None where the server is not ours; `bindir` holds `psql`,
+    `pg_dump` and the like
+    and is None where they are not to be found.
+    The rest is what pytest-postgresql asks of a server.
+    """
+
+    host: str
+    port: int
+    user: str
+    password: str | None
+    bindir: Path | None
+    server: embedded.Server | None
+    options: str = ""
+    maintenance_dbname: str = "postgres"
+    template_dbname: str | None = None
+
+    def dsn(self, dbname: str) -> str:
+        """Return the DSN of one of the server's databases."""
+        return make_conninfo(
+            "",
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            dbname=dbname,
+        )
+
+    def tool(self, name: str) -> Path:
+        """Return the path of one of PostgreSQL's programs, or skip the test."""
+        found = self.bindir / name if self.bindir else None
+        if found is None or not found.exists():
+            pytest.skip(f"needs {name}")
+        return found
+
+
+@pytest.fixture(scope="session")
+def pg_server() -> Iterator[PgServer]:
+    """Return the server that the tests run on."""
+    given = embedded.from_environment()
+    if given is None:
+        with embedded.Server(durable=False) as server:
+            yield PgServer(
+                server.host, server.port, server.user, server.password, server.bindir, server
+            )
+    else:
+        psql = shutil.which("psql")
+        with embedded.resolve(given) as resolved:
+            with psycopg.connect(resolved.conninfo) as conn:
+                info = conn.info
+                found = PgServer(
+                    info.host,
+                    info.port,
+                    info.user,
+                    info.password or None,
+                    Path(psql).parent if psql else None,
+                    None,
+                    maintenance_dbname=info.dbname,
+                )
+            yield found
+
+
+def _install_schema(**connection: Any) -> None:
+    connection.pop("autocommit", None)
+    root = Path(__file__).parents[1] / "sql"
+    files = [
+        *sorted(root.glob("migrations/pre/*.sql")),
+        *sorted(root.glob("functions/*.sql")),
+        *sorted(root.glob("migrations/post/*.sql")),
+    ]
+    with psycopg.connect(**connection, autocommit=True) as conn:
+        for file in files:
+            try:
+                conn.execute(file.read_bytes())
+            except psycopg.Error as error:
+                error.add_note(f"in {file.relative_to(root.parent)}")
+                raise
+
+
+# The process id, so that runs side by side on one given server keep out of each other's way.
+pg_template = factories.postgresql_noproc(
+    depends_on="pg_server", dbname=f"pyprocrastinate_{os.getpid()}", load=[_install_schema]
+)
+
+
+@pytest.fixture
+def dsn(pg_server: PgServer, pg_template: NoopExecutor) -> Iterator[str]:
+    """Return the DSN of a new database with the whole schema, which is dropped after the test."""
+    yield from _database(pg_server, pg_template.template_dbname)
+
+
+@pytest.fixture
+def empty_dsn(pg_server: PgServer) -> Iterator[str]:
+    """Return the DSN of a new database with nothing in it, which is dropped after the test."""
+    yield from _database(pg_server, "template0")
+
+
+def _database(pg_server: PgServer, template: str) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    # Copying files is the faster way only where they need no flush.
+    strategy = "file_copy" if pg_server.server else "wal_log"
+    create = sql.SQL("create database {} template {} strategy {}").format(
+        sql.Identifier(name), sql.Identifier(template), sql.SQL(strategy)
+    )
+    with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
+        admin.execute(create)
+    yield pg_server.dsn(name)
+    with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+        )
+
+
+@pytest.fixture
+def connect(dsn: str) -> Iterator[Connect]:
+    """Return a function that opens connections to the test's database; they are closed after it."""
+    opened: list[psycopg.Connection[Any]] = []
+
+    def connect(**parameters: Any) -> psycopg.Connection[Any]:
+        opened.append(psycopg.connect(dsn, **{"autocommit": True} | parameters))
+        return opened[-1]
+
+    yield connect
+    for conn in opened:
+        conn.close()
+
+
+@pytest.fixture
+def conn(connect: Connect) -> psycopg.Connection[Any]:
+    """Return a connection to the test's database in autocommit mode."""
+    return connect()
+
+
+@pytest.fixture
+async def aconnect(dsn: str) -> AsyncIterator[AsyncConnect]:
+    """Return an async function that opens connections as `connect` does."""
+    opened: list[psycopg.AsyncConnection[Any]] = []
+
+    async def connect(**parameters: Any) -> psycopg.AsyncConnection[Any]:
+        opened.append(
+            await psycopg.AsyncConnection.connect(dsn, **{"autocommit": True} | parameters)
+        )
+        return opened[-1]
+
+    yield connect
+    for conn in opened:
+        await conn.close()
