@@ -25,6 +25,7 @@ from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
 from pyprocrastinate import embedded
+from pyprocrastinate.migrate import migrate
 
 Connect = Callable[..., psycopg.Connection[Any]]
 AsyncConnect = Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]
@@ -131,19 +132,7 @@ def pg_server() -> Iterator[PgServer]:
 
 def _install_schema(**connection: Any) -> None:
     connection.pop("autocommit", None)
-    root = Path(__file__).parents[1] / "sql"
-    files = [
-        *sorted(root.glob("migrations/pre/*.sql")),
-        *sorted(root.glob("functions/*.sql")),
-        *sorted(root.glob("migrations/post/*.sql")),
-    ]
-    with psycopg.connect(**connection, autocommit=True) as conn:
-        for file in files:
-            try:
-                conn.execute(file.read_bytes())
-            except psycopg.Error as error:
-                error.add_note(f"in {file.relative_to(root.parent)}")
-                raise
+    migrate(make_conninfo("", **connection))
 
 
 # The process id, so that runs side by side on one given server keep out of each other's way.

@@ -1,5 +1,8 @@
 -- The schema speaks a range of protocols. An upgrade moves its ends one after the other, so that old and new workers
--- run side by side in between: a migration of the pre stage calls _raise_newest, one of the post stage _raise_oldest.
+-- run side by side in between. The newest is what these functions serve, so it is raised here, in the transaction that
+-- loads them. The oldest is raised by a migration of the post stage: select procrastinate._raise_oldest(2);
+update procrastinate.protocol_range set newest = 1 where newest < 1;
+
 create or replace function procrastinate.protocol() returns table (oldest int, newest int)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select r.oldest, r.newest from procrastinate.protocol_range as r
@@ -24,14 +27,6 @@ begin
 end $$;
 comment on function procrastinate._check_protocol(int) is
 'Raise JQ005 for a protocol that the schema does not speak, and keep the range from changing until the transaction ends.';
-
-create or replace function procrastinate._raise_newest(protocol int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  update procrastinate.protocol_range as r set newest = protocol where r.newest < protocol;
-end $$;
-comment on function procrastinate._raise_newest(int) is
-'Have the schema speak protocols up to this one, from now on. Never takes one back.';
 
 create or replace function procrastinate._raise_oldest(protocol int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
