@@ -1,0 +1,19 @@
+create or replace function procrastinate._wake(queues text[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if not (select c.notify from procrastinate.config as c) then
+    return;
+  end if;
+  -- Every NOTIFY takes a lock of the whole cluster at commit, so an autocommitted statement sends one only when
+  -- somebody waits. Inside a transaction block the commit may come after a worker has gone idle: always send.
+  if now() = statement_timestamp() and not exists (
+    select from procrastinate.worker as w
+     where w.idle_at is not null and (w.queues is null or w.queues && _wake.queues)
+  ) then
+    return;
+  end if;
+  perform pg_notify('procrastinate_v1', 'q' || left(encode(sha256(convert_to(q, 'UTF8')), 'hex'), 8))
+     from (select distinct unnest(_wake.queues)) as u(q);
+end $$;
+comment on function procrastinate._wake(text[]) is
+'Tell workers that jobs of these queues may be ready. A hint only: what is true, a worker reads in the database.';

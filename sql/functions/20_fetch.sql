@@ -1,0 +1,321 @@
+create or replace function procrastinate.fetch_v1(worker_id bigint, capacity int default 1)
+returns table (
+  id bigint, token bigint, task text, queue text, args text, headers text, attempts int, priority int, lock text,
+  queueing_lock text, scheduled_at timestamptz, deferred_at timestamptz, abort_requested boolean
+)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  v_now timestamptz := procrastinate.now_();
+  v_ids bigint[];
+begin
+  select f.ids into v_ids
+    from procrastinate._fetching(worker_id) as w
+   cross join lateral procrastinate._fetch(w.queues, capacity, 0, null, null, null, null, v_now) as f;
+  return query select c.* from procrastinate._claim(fetch_v1.worker_id, v_ids, v_now) as c;
+end $$;
+comment on function procrastinate.fetch_v1(bigint, int) is
+'Claim up to capacity due jobs of the worker''s queues: priority descending, then id ascending, none whose lock is taken. '
+'Each comes with the token that its outcome must carry. Raises JQ004 (not registered), JQ006 (not READ COMMITTED).';
+
+create or replace function procrastinate._fetching(worker_id bigint, out queues text[], out idle_at timestamptz)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  -- "look again in a new statement" sees nothing new under a transaction-wide snapshot
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception 'jobs cannot be fetched in a % transaction', current_setting('transaction_isolation')
+      using errcode = 'JQ006', hint = 'Fetch in autocommit, at READ COMMITTED.';
+  end if;
+  select w.queues, w.idle_at into queues, idle_at from procrastinate.worker as w where w.id = worker_id;
+  if not found then
+    raise exception 'worker % is not registered', worker_id using errcode = 'JQ004',
+      detail = 'It never was, has unregistered, or gave no heartbeat for too long and its jobs were given away.',
+      hint = 'Call procrastinate.register_worker_v1 and go on under the new id.';
+  end if;
+end $$;
+comment on function procrastinate._fetching(bigint) is 'Return what a fetch must know of its worker. Raises JQ004, JQ006.';
+
+create or replace function procrastinate._claim(worker_id bigint, ids bigint[], at timestamptz)
+returns table (
+  id bigint, token bigint, task text, queue text, args text, headers text, attempts int, priority int, lock text,
+  queueing_lock text, scheduled_at timestamptz, deferred_at timestamptz, abort_requested boolean
+)
+language sql set search_path = pg_catalog, pg_temp as $$
+  with c as (
+    update procrastinate.job as j
+       set state = 'x', token = nextval('procrastinate.token_seq'), worker_id = $1, started_at = $3
+     where j.id = any ($2)
+    returning j.id, j.token, j.task, j.queue, j.args::text, j.headers::text, j.attempts, j.rank, j.lock, j.queueing_lock,
+              j.scheduled_at, j.deferred_at, j.abort_requested)
+  select c.id, c.token, c.task, c.queue, c.args, c.headers, c.attempts, -c.rank, c.lock, c.queueing_lock,
+         c.scheduled_at, c.deferred_at, c.abort_requested
+    from c order by c.rank, c.id
+$$;
+comment on function procrastinate._claim(bigint, bigint[], timestamptz) is
+'Give these jobs, whose rows the caller holds, to a worker: each under a new token.';
+
+create or replace function procrastinate._fetch(
+  queues text[], capacity int, extra int, scan_from bigint[], handed bigint[], handed_rank int[], handed_lock text[],
+  at timestamptz, out ids bigint[], out scan_next bigint[]
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_start timestamptz := clock_timestamp();
+  v_ms bigint := extract(epoch from v_start) * 1000;
+  v_want int := capacity + extra;
+  v_size int := v_want;
+  v_lanes bigint[];
+  v_seen bigint[] := '{}';
+  v_slow boolean;
+  v_scanned int;
+  v_after_rank int := -2147483648;
+  v_after_id bigint := 0;
+  c record;
+begin
+  ids := '{}';
+  scan_next := procrastinate._look_at_due(coalesce(scan_from, '{0,0,0,0}'), v_ms, at);
+  v_lanes := case when scan_next[1] > v_ms then scan_next[5:] else '{}' end;
+  for v_round in 1 .. 20 loop
+    v_start := clock_timestamp();
+    select k.* into c from procrastinate._candidates(queues, v_lanes, v_after_rank, v_after_id, v_size) as k;
+    v_scanned := coalesce(cardinality(c.id), 0);
+    if v_round = 1 then
+      v_slow := clock_timestamp() - v_start > make_interval(secs => 0.003 + 0.00003 * v_size);
+      if handed <> '{}' then
+        select * into c from procrastinate._merge_handed(c.id, c.rank, c.lock, c.solo, c.q, handed, handed_rank, handed_lock, v_size);
+      end if;
+    end if;
+    exit when c.id is null;
+    v_after_rank := c.rank[cardinality(c.rank)];
+    v_after_id := c.id[cardinality(c.id)];
+    if v_slow or v_lanes <> '{}' then
+      v_seen := procrastinate._widen_lanes(v_seen, c.q, c.rank, c.id);
+    end if;
+    if array_remove(c.lock, null) <> '{}' then
+      select * into c from procrastinate._settle(queues, c.id, c.rank, c.lock, c.solo, ids, handed, handed_lock);
+      ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));
+    elsif extra > 0 then
+      ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));
+    else
+      ids := ids || c.id;
+    end if;
+    exit when cardinality(ids) >= v_want or v_scanned < v_size;
+    -- what was scanned is mostly blocked: go on in larger steps
+    v_size := greatest(v_want - cardinality(ids), 500);
+  end loop;
+  scan_next := procrastinate._scan_next(
+    scan_next, v_lanes, v_seen, v_slow, case when v_scanned >= v_size then v_after_rank end, v_ms);
+end $$;
+comment on function procrastinate._fetch(text[], int, int, bigint[], bigint[], int[], text[], timestamptz) is
+'Choose the jobs of the next claim and hold their rows: the best due ones of the queues, with those that a finish of '
+'the same call hands over merged in by order. Jobs beyond capacity (extra) have no lock of either kind.';
+
+create or replace function procrastinate._candidates(
+  queues text[], lanes bigint[], after_rank int, after_id bigint, size int,
+  out id bigint[], out rank int[], out lock text[], out solo boolean[], out q int[]
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_sources int := coalesce(cardinality(queues), 0);
+  v_lo_rank int;
+  v_lo_id bigint;
+  v_hi_rank int;
+  v_hi_id bigint;
+  v_lane int;
+  v_need int;
+  r record;
+begin
+  if queues = '{}' then
+    return;
+  end if;
+  for v_q in least(v_sources, 1) .. v_sources loop
+    v_lo_rank := after_rank;
+    v_lo_id := after_id;
+    v_need := size;
+    v_lane := 1;
+    loop
+      -- skip the lanes of queues before this one; a lane ends one range and starts the next
+      while lanes[v_lane] < v_q loop
+        v_lane := v_lane + 3;
+      end loop;
+      if lanes[v_lane] = v_q then
+        v_hi_rank := lanes[v_lane + 1];
+        v_hi_id := 0;
+      else
+        v_hi_rank := 2147483647;
+        v_hi_id := 9223372036854775807;
+      end if;
+      if v_sources = 0 then
+        select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
+          from (
+            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
+              from procrastinate.job as j
+             where j.state = 'r' and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
+             order by j.rank, j.id limit v_need for update skip locked) as s;
+      elsif v_sources = 1 then
+        select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
+          from (
+            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
+              from procrastinate.job as j
+             where j.state = 'r' and j.queue = queues[1]
+               and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
+             order by j.rank, j.id limit v_need for update skip locked) as s;
+      else
+        -- of several queues most rows are not among the best: they are held only once that is known
+        select array_agg(s.id) as id, array_agg(s.rank) as rank, null::text[] as lock, null::boolean[] as solo into r
+          from (
+            select j.id, j.rank
+              from procrastinate.job as j
+             where j.state = 'r' and j.queue = queues[v_q]
+               and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
+             order by j.rank, j.id limit v_need) as s;
+      end if;
+      if r.id is not null then
+        id := id || r.id;
+        rank := rank || r.rank;
+        lock := lock || r.lock;
+        solo := solo || r.solo;
+        q := q || array_fill(v_q, array[cardinality(r.id)]);
+        v_need := v_need - cardinality(r.id);
+      end if;
+      exit when v_need <= 0 or lanes[v_lane] is distinct from v_q;
+      v_lo_rank := lanes[v_lane + 1];
+      v_lo_id := lanes[v_lane + 2];
+      if (v_lo_rank, v_lo_id) < (after_rank, after_id) then
+        v_lo_rank := after_rank;
+        v_lo_id := after_id;
+      end if;
+      v_lane := v_lane + 3;
+    end loop;
+  end loop;
+  if v_sources > 1 and id is not null then
+    select array_agg(s.id), array_agg(s.rank), array_agg(s.lock), array_agg(s.solo), array_agg(s.q)
+      into id, rank, lock, solo, q
+      from (
+        select h.id, h.rank, h.lock, h.solo, b.q
+          from (
+            select u.id, u.rank, u.q from unnest(id, rank, q) as u (id, rank, q) order by u.rank, u.id limit size) as b
+          join (
+            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
+              from procrastinate.job as j
+             where j.id = any (array(
+               select u.id from unnest(id, rank) as u (id, rank) order by u.rank, u.id limit size))
+             order by j.id for update skip locked) as h on h.id = b.id
+         where h.state = 'r'
+         order by h.rank, h.id) as s;
+  end if;
+end $$;
+comment on function procrastinate._candidates(text[], bigint[], int, bigint, int) is
+'Hold the best candidates after a place in the order. Lanes are triples (number of the queue in the list, rank, id), '
+'sorted: in that queue and rank, ids up to that one were seen dead or gone a moment ago and are not scanned again.';
+
+create or replace function procrastinate._merge_handed(
+  inout id bigint[], inout rank int[], inout lock text[], inout solo boolean[], inout q int[],
+  handed bigint[], handed_rank int[], handed_lock text[], size int
+)
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select array_agg(m.id), array_agg(m.rank), array_agg(m.lock), array_agg(m.solo), array_agg(m.q)
+    from (
+      select u.id, u.rank, u.lock, u.solo, u.q
+        from unnest(id, rank, lock, solo, q) as u (id, rank, lock, solo, q)
+       where u.id <> all (handed)
+      union all
+      select h.id, h.rank, h.lock, false, null from unnest(handed, handed_rank, handed_lock) as h (id, rank, lock)
+      order by 2, 1 limit size
+    ) as m
+$$;
+comment on function procrastinate._merge_handed(bigint[], int[], text[], boolean[], int[], bigint[], int[], text[], int) is
+'Put the jobs that a finish hands over among the candidates, in order.';
+
+create or replace function procrastinate._cut(id bigint[], solo boolean[], capacity int, want int) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_taken bigint[];
+begin
+  v_taken := array(
+    select u.id from unnest(id, solo) with ordinality as u (id, solo, n)
+     where u.n <= want and (u.n <= capacity or u.solo) order by u.n);
+  -- a job chosen from behind its lock and not taken after all must not be lost from sight
+  if cardinality(v_taken) < cardinality(id) then
+    update procrastinate.job as j set state = 'r'
+     where j.id = any (array(select u.id from unnest(id) as u (id) where u.id <> all (v_taken))) and j.state in ('w', 'b');
+  end if;
+  return v_taken;
+end $$;
+comment on function procrastinate._cut(bigint[], boolean[], int, int) is
+'Keep as many as there is room for; those beyond capacity only if they have no lock of either kind.';
+
+create or replace function procrastinate._look_at_due(scan_from bigint[], ms bigint, at timestamptz) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_full boolean := scan_from[3] <= ms;
+  v_from timestamptz := '-infinity';
+  v_count int;
+begin
+  if scan_from[2] > ms - 100 then
+    return scan_from;
+  end if;
+  -- the head of the index is full of dead rows under a held horizon: mostly start where the last look ended
+  if not v_full then
+    v_from := at - make_interval(secs => (ms - scan_from[2]) / 1000.0 + 0.05);
+  end if;
+  update procrastinate.job as j set state = 'r'
+   where j.id = any (array(
+     select d.id from procrastinate.job as d
+      where d.state in ('s', 'h') and d.scheduled_at > v_from and d.scheduled_at <= at
+      order by d.scheduled_at, d.id limit 1000 for update skip locked));
+  get diagnostics v_count = row_count;
+  scan_from[2] := case when v_count < 1000 then ms else 0 end;
+  if v_full then
+    scan_from[3] := case when v_count < 1000 then ms + 900 else 0 end;
+  end if;
+  return scan_from;
+end $$;
+comment on function procrastinate._look_at_due(bigint[], bigint, timestamptz) is
+'Make candidates of jobs whose time has come: every 100 ms those since the last look, every 900 ms all.';
+
+create or replace function procrastinate._widen_lanes(lanes bigint[], q int[], rank int[], id bigint[]) returns bigint[]
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(array_agg(v.value order by l.q, l.rank, v.part), '{}')
+    from (
+      select m.q, m.rank, max(m.id) as id
+        from (
+          select u.q, u.rank, u.id from unnest(q, rank, id) as u (q, rank, id) where u.q is not null
+          union all
+          select lanes[3 * n - 2], lanes[3 * n - 1], lanes[3 * n] from generate_series(1, cardinality(lanes) / 3) as n
+        ) as m
+       group by m.q, m.rank order by m.q, m.rank limit 48
+    ) as l
+   cross join lateral (values (1, l.q), (2, l.rank), (3, l.id)) as v (part, value)
+$$;
+comment on function procrastinate._widen_lanes(bigint[], int[], int[], bigint[]) is
+'Move each lane on to the greatest id just seen in it; at most 48 are kept.';
+
+create or replace function procrastinate._scan_next(
+  scan_from bigint[], lanes bigint[], seen bigint[], slow boolean, reached int, ms bigint
+) returns bigint[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_kept bigint[];
+begin
+  if lanes <> '{}' then
+    return scan_from[1:4] || procrastinate._widen_lanes(lanes || seen, '{}', '{}', '{}');
+  elsif slow and (scan_from[4] > 0 or cardinality(scan_from) > 4) then
+    -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. In that rank
+    -- it may have left lower ids than it saw before, so that lane starts again from what it took.
+    v_kept := coalesce((
+      select array_agg(scan_from[n] order by n)
+        from generate_series(5, cardinality(scan_from)) as n
+       where scan_from[n - (n - 5) % 3 + 1] is distinct from reached), '{}');
+    return array[ms + 900, scan_from[2], scan_from[3], 1] || procrastinate._widen_lanes(v_kept || seen, '{}', '{}', '{}');
+  end if;
+  -- one slow scan may be a busy machine
+  return array[0, scan_from[2], scan_from[3], slow::int];
+end $$;
+comment on function procrastinate._scan_next(bigint[], bigint[], bigint[], boolean, int, bigint) is
+'Decide where the next fetch starts. The array is {time of the next full scan, of the last look at due jobs, of the next '
+'full one, slow scans so far, lanes …}, times in ms. Slow scans mean dead rows before the first live one, as under a held '
+'horizon: lanes then skip them until the next full scan, which comes within 900 ms, so that a late commit of a lower id, a '
+'retry or a release waits no longer. A new or better priority lies between the lanes and is seen at once.';

@@ -1,0 +1,177 @@
+create or replace function procrastinate.finish_v1(
+  worker_id bigint, succeeded bigint[] default '{}', tokens bigint[] default '{}', outcomes jsonb default '[]',
+  keep boolean default true
+) returns table (id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  v_verdicts jsonb;
+begin
+  select f.verdicts into v_verdicts from procrastinate._finish(succeeded, tokens, outcomes, keep, false, null) as f;
+  return query
+    select g.id, g.token, coalesce(v.verdict, 'ok'), v.sqlstate, v.message, case when v.id is null then 'succeeded' else v.status end, v.retry_at
+      from (
+        select u.id, u.token, u.n from unnest(succeeded, tokens) with ordinality as u (id, token, n)
+        union all
+        select (o.o ->> 'id')::bigint, (o.o ->> 'token')::bigint, 1000000 + o.n
+          from jsonb_array_elements(outcomes) with ordinality as o (o, n)) as g
+      left join jsonb_to_recordset(v_verdicts) as v (
+             id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
+        on v.id = g.id and v.token = g.token
+     order by g.n;
+end $$;
+comment on function procrastinate.finish_v1(bigint, bigint[], bigint[], jsonb, boolean) is
+'Tell how runs ended; the rules of the queue decide what that makes of the jobs. succeeded and tokens: plain successes, kept '
+'in history or not. outcomes: everything else, as JSON objects with id, token, outcome and more. Returns a verdict for each: '
+'ok, already (this run has ended), stale (the job is somebody else''s now) or refused. Never raises for one job.';
+
+create or replace function procrastinate._finish(
+  succeeded bigint[], tokens bigint[], outcomes jsonb, keep boolean, hand boolean, queues text[],
+  out verdicts jsonb, out handed bigint[], out handed_rank int[], out handed_lock text[]
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_now timestamptz := procrastinate.now_();
+  v_ids bigint[];
+  f_lock text[];
+  f_rank int[];
+  f_id bigint[];
+  s record;
+  o record;
+begin
+  if cardinality(succeeded) > 0 then
+    if keep then
+      with d as (
+        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens)
+        returning j.id, j.token, j.worker_id, j.deferred_at, j.scheduled_at, j.started_at, j.rank, j.attempts, j.rescues,
+                  j.task, j.queue, j.lock, j.queueing_lock, j.args, j.headers, j.retry),
+      i as (
+        insert into procrastinate.done (
+          id, token, worker_id, deferred_at, scheduled_at, started_at, finished_at, rank, attempts, rescues, status,
+          task, queue, lock, queueing_lock, args, headers, retry)
+        select d.id, d.token, d.worker_id, d.deferred_at, d.scheduled_at, d.started_at, v_now, d.rank, d.attempts + 1,
+               d.rescues, 'succeeded', d.task, d.queue, d.lock, d.queueing_lock, d.args, d.headers, d.retry
+          from d)
+      select array_agg(d.id), array_agg(d.lock) filter (where d.lock is not null),
+             array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)
+        into v_ids, f_lock, f_rank, f_id from d;
+    else
+      with d as (
+        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens)
+        returning j.id, j.rank, j.lock)
+      select array_agg(d.id), array_agg(d.lock) filter (where d.lock is not null),
+             array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)
+        into v_ids, f_lock, f_rank, f_id from d;
+      delete from procrastinate.event as e where e.job_id = any (v_ids);
+    end if;
+    if coalesce(cardinality(v_ids), 0) < cardinality(succeeded) then
+      select jsonb_agg(procrastinate._late_verdict(u.id, u.token, keep)) into verdicts
+        from unnest(succeeded, tokens) as u (id, token)
+       where v_ids is null or u.id <> all (v_ids);
+    end if;
+  end if;
+  if outcomes <> '[]' then
+    select * into o from procrastinate._end_runs(outcomes, v_now);
+    verdicts := coalesce(verdicts, '[]') || o.verdicts;
+    f_lock := f_lock || o.lock;
+    f_rank := f_rank || o.rank;
+    f_id := f_id || o.id;
+  end if;
+  if f_lock <> '{}' then
+    select * into handed, handed_rank, handed_lock from procrastinate._pass_on(f_lock, f_rank, f_id, hand, queues);
+  end if;
+end $$;
+comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, boolean, text[]) is
+'End runs and pass their locks on. With hand, the jobs that are next under those locks and in these queues are '
+'returned, their rows held, for the fetch of the same call; else they become candidates. verdicts leaves out plain ok.';
+
+create or replace function procrastinate._late_verdict(id bigint, token bigint, keep boolean) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_status text;
+begin
+  select 'todo' into v_status from procrastinate.job as j where j.id = _late_verdict.id and j.token = -_late_verdict.token;
+  if v_status is null then
+    select d.status into v_status from procrastinate.done as d
+     where d.id = _late_verdict.id and abs(d.token) = _late_verdict.token;
+    -- ended by complete_v1, which keeps the job, while its worker was told to forget it
+    if v_status is not null and not keep then
+      delete from procrastinate.done as d where d.id = _late_verdict.id;
+      delete from procrastinate.event as e where e.job_id = _late_verdict.id;
+      v_status := null;
+      return jsonb_build_object('id', id, 'token', token, 'verdict', 'already');
+    end if;
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'id', id, 'token', token, 'verdict', case when v_status is null then 'stale' else 'already' end, 'status', v_status));
+end $$;
+comment on function procrastinate._late_verdict(bigint, bigint, boolean) is
+'Tell a run that ended before (already) from one whose job was given to somebody else, or is gone (stale).';
+
+create or replace function procrastinate._pass_on(
+  lock text[], rank int[], id bigint[], hand boolean, queues text[],
+  out handed bigint[], out handed_rank int[], out handed_lock text[]
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_next bigint[];
+  v_held bigint[];
+  v_give bigint[];
+  v_queues text[];
+  v_missed text[];
+begin
+  perform procrastinate._take_locks(lock);
+  -- A new statement: what fetches lined up behind the ended job before they gave the advisory lock up is visible now.
+  v_next := array(
+    select coalesce(a.id, b.id)
+      from unnest(lock, rank, id) as u (lock, rank, id)
+      left join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as a on true
+      left join lateral procrastinate._next_in_line(u.lock) as b on a.id is null
+     where coalesce(a.state, b.state) <> 'h');
+  v_held := array(
+    select h.id from (
+      select j.id, j.state from procrastinate.job as j where j.id = any (v_next) for update skip locked) as h
+     where h.state in ('r', 'w', 'b'));
+  if hand then
+    select array_agg(j.id), array_agg(j.rank), array_agg(j.lock) into handed, handed_rank, handed_lock
+      from procrastinate.job as j
+     where j.id = any (v_held) and (queues is null or j.queue = any (queues));
+  end if;
+  v_give := array(select h from unnest(v_held) as h where h <> all (coalesce(handed, '{}')));
+  if v_give <> '{}' then
+    update procrastinate.job as j set state = 'r' where j.id = any (v_give) and j.state <> 'r';
+    v_queues := array(select distinct j.queue from procrastinate.job as j where j.id = any (v_give));
+    perform procrastinate._wake(v_queues);
+  end if;
+  if cardinality(v_held) < cardinality(v_next) then
+    v_missed := array(
+      select distinct u.lock from unnest(lock) as u (lock)
+       where u.lock not in (select j.lock from procrastinate.job as j where j.id = any (v_held)));
+    perform procrastinate._promote(v_missed);
+  end if;
+end $$;
+comment on function procrastinate._pass_on(text[], int[], bigint[], boolean, text[]) is
+'Pass locks on from jobs that ran under them, whose places are given, to the next in line.';
+
+create or replace function procrastinate.complete_v1(job_id bigint, token bigint, result jsonb default null) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  v_verdict jsonb;
+begin
+  select f.verdicts -> 0 into v_verdict
+    from procrastinate._finish(
+      '{}', '{}',
+      jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+        'id', job_id, 'token', complete_v1.token, 'outcome', 'succeeded', 'result', result))),
+      true, false, null) as f;
+  if v_verdict ->> 'verdict' <> 'ok' then
+    raise exception 'job % is not held under this token', job_id using errcode = 'JQ002',
+      detail = case v_verdict ->> 'verdict' when 'already' then 'This run has already ended.' else 'The job was given away, or is gone.' end,
+      hint = 'Roll back: what this run did must not count.';
+  end if;
+end $$;
+comment on function procrastinate.complete_v1(bigint, bigint, jsonb) is
+'End a run as succeeded in the caller''s transaction, so that its writes and the end of the job commit together: exactly once '
+'inside one database. Raises JQ002 when the token is not current; the caller''s writes are then to be rolled back.';

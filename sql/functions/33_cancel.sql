@@ -1,0 +1,34 @@
+create or replace function procrastinate.cancel(
+  job_id bigint, abort boolean default false, delete boolean default false, options jsonb default '{}'
+) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_job procrastinate.job;
+  v_now timestamptz := procrastinate.now_();
+begin
+  perform procrastinate._check_keys('options', options, '{}');
+  select j.* into v_job from procrastinate.job as j where j.id = job_id for update;
+  if v_job.id is null or (v_job.state = 'x' and not abort) then
+    return null;
+  end if;
+  if v_job.state = 'x' then
+    if not v_job.abort_requested then
+      update procrastinate.job as j set abort_requested = true where j.id = job_id;
+      insert into procrastinate.event (job_id, worker_id, at, type) values (job_id, v_job.worker_id, v_now, 'abort_requested');
+    end if;
+    perform pg_notify('procrastinate_v1', 'a') from procrastinate.config as c where c.notify;
+    return 'abort_requested';
+  end if;
+  if delete then
+    delete from procrastinate.job as j where j.id = job_id;
+    delete from procrastinate.event as e where e.job_id = cancel.job_id;
+  else
+    v_job.token := -abs(v_job.token);
+    perform procrastinate._end_waiting(v_job, 'cancelled', 0, 0, v_job.error, v_now);
+  end if;
+  perform procrastinate._promote(array[v_job.lock]) where v_job.lock is not null;
+  return case when delete then 'deleted' else 'cancelled' end;
+end $$;
+comment on function procrastinate.cancel(bigint, boolean, boolean, jsonb) is
+'Cancel a waiting job (or delete it), and with abort ask a running one to stop. Returns cancelled, deleted, abort_requested, or '
+'null when there is nothing to do: no such job, one that has ended, or a running one without abort.';

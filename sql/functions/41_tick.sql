@@ -1,0 +1,140 @@
+create or replace function procrastinate.tick_v1()
+returns table (kind text, job_id bigint, detail jsonb, next_tick_at timestamptz, at timestamptz)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := procrastinate.now_();
+  v_tick procrastinate.tick;
+  v_done jsonb := '[]';
+  v_more boolean := false;
+begin
+  select t.* into v_tick from procrastinate.tick as t;
+  -- one at a time, nobody waits: whoever comes second finds it done
+  if v_tick.next_at <= v_now and pg_try_advisory_xact_lock(7043, 1) then
+    v_done := coalesce((
+      select jsonb_agg(to_jsonb(r)) from procrastinate._rescue(v_now) as r), '[]');
+    v_more := jsonb_array_length(v_done) >= 1000;
+    v_done := v_done || coalesce((
+      select jsonb_agg(to_jsonb(f)) from procrastinate._fire_schedules(v_now) as f), '[]');
+    if v_tick.purged_at is null or v_tick.purged_at <= v_now - interval '60 seconds' then
+      v_done := v_done || coalesce((
+        select jsonb_agg(to_jsonb(p)) from procrastinate._retain(v_now) as p), '[]');
+      v_tick.purged_at := v_now;
+    end if;
+    v_tick.swept_lock := procrastinate._sweep_locks(v_tick.swept_lock);
+    v_tick.next_at := case when v_more then v_now else procrastinate._next_tick_at(v_now) end;
+    update procrastinate.tick as t
+       set next_at = v_tick.next_at, swept_lock = v_tick.swept_lock, purged_at = v_tick.purged_at;
+  end if;
+  return query
+    select d ->> 'kind', (d ->> 'job_id')::bigint, d -> 'detail', v_tick.next_at, v_now
+      from jsonb_array_elements(v_done || jsonb '[{}]') as d;
+end $$;
+comment on function procrastinate.tick_v1() is
+'Do what is due by the clock: rescue the jobs of dead workers, fire schedules, apply the retention. Anybody may call it at any '
+'time, any number at once; it does nothing before it is due. Returns what it did, and in a last row without kind when to call it '
+'next.';
+
+create or replace function procrastinate._next_tick_at(at timestamptz) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return greatest(at + interval '100 milliseconds', least(
+    at + interval '60 seconds',
+    (select min(w.heartbeat_at + w.stalled_after) from procrastinate.worker as w),
+    procrastinate._next_schedule_at()));
+end $$;
+comment on function procrastinate._next_tick_at(timestamptz) is
+'Tell when a worker may next be found dead, or a schedule fires; a minute from now at the latest.';
+
+create or replace function procrastinate._tick_by(due timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  update procrastinate.tick as t set next_at = due where t.next_at > due;
+  if found then
+    -- a heartbeat is what tells workers when the next tick is due
+    perform pg_notify('procrastinate_v1', 'a') from procrastinate.config as c where c.notify;
+  end if;
+end $$;
+comment on function procrastinate._tick_by(timestamptz) is 'See that tick_v1 is called by this time.';
+
+create or replace function procrastinate._rescue(at timestamptz) returns table (kind text, job_id bigint, detail jsonb)
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  v_dead bigint[];
+  j procrastinate.job;
+begin
+  v_dead := array(
+    select w.id from procrastinate.worker as w
+     where w.heartbeat_at <= at - w.stalled_after order by w.id for update skip locked);
+  v_dead := v_dead || array(
+    select r.worker_id from (
+      select distinct k.worker_id from procrastinate.job as k where k.state = 'x') as r
+     where not exists (select from procrastinate.worker as w where w.id = r.worker_id));
+  for j in
+    select k.* from procrastinate.job as k
+     where k.worker_id = any (v_dead) and k.state = 'x' order by k.id limit 1000 for update skip locked
+  loop
+    kind := procrastinate._rescue_one(j, at);
+    if kind is not null then
+      job_id := j.id;
+      detail := jsonb_build_object('task', j.task, 'queue', j.queue, 'worker_id', j.worker_id);
+      return next;
+    end if;
+  end loop;
+  delete from procrastinate.worker as w
+   where w.id = any (v_dead)
+     and not exists (select from procrastinate.job as k where k.worker_id = w.id and k.state = 'x');
+end $$;
+comment on function procrastinate._rescue(timestamptz) is
+'Take the jobs of workers that gave no heartbeat for too long, or are gone, away from them, and then forget those workers.';
+
+create or replace function procrastinate._rescue_one(job procrastinate.job, at timestamptz) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_policy jsonb := procrastinate._policy(job.retry, job.task, job.worker_id);
+  v_allowed int := (select c.max_rescues from procrastinate.config as c);
+  v_status text;
+begin
+  if jsonb_typeof(v_policy -> 'rescues') = 'number' then
+    v_allowed := least((v_policy -> 'rescues')::numeric, 1000000)::int;
+  end if;
+  if job.rescues >= v_allowed or job.abort_requested then
+    perform procrastinate._end_waiting(
+      job, 'failed', 1, 0, jsonb_build_object('class', 'WorkerLost', 'message', 'the worker that ran the job is gone'), at);
+    v_status := 'failed';
+  else
+    v_status := procrastinate._put_back(job.id, null, 1, 1, null, null, null, 'rescued', job.error, at);
+  end if;
+  if v_status is not null then
+    perform procrastinate._freed(job.queue, job.lock);
+  end if;
+  return case v_status when 'todo' then 'rescued' else v_status end;
+end $$;
+comment on function procrastinate._rescue_one(procrastinate.job, timestamptz) is
+'Put one job of a dead worker back, whatever its retry policy; or end it as failed (WorkerLost) once that has happened often '
+'enough, or when it was to be aborted. Null: its queueing lock is in doubt, the next tick tries again.';
+
+create or replace function procrastinate._sweep_locks(after text) returns text
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  v_lock text := after;
+  v_orphans text[] := '{}';
+begin
+  -- a few locks each time, from where the last sweep ended; hops from lock to lock in the index
+  for i in 1 .. 200 loop
+    v_lock := (
+      select j.lock from procrastinate.job as j
+       where j.lock is not null and j.state = 'w' and j.lock > v_lock order by j.lock limit 1);
+    exit when v_lock is null;
+    if not exists (select from procrastinate.job as j where j.lock = v_lock and j.state in ('r', 'h'))
+      and not exists (select from procrastinate.job as j where j.lock = v_lock and j.state = 'x') then
+      v_orphans := v_orphans || v_lock;
+    end if;
+  end loop;
+  perform procrastinate._promote(v_orphans);
+  return coalesce(v_lock, '');
+end $$;
+comment on function procrastinate._sweep_locks(text) is
+'Find locks under which jobs wait with nothing to call them up. Only transactions that cancel several jobs of a lock and are rolled '
+'back, or that complete a job at REPEATABLE READ, can leave such a lock behind.';

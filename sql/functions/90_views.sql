@@ -1,0 +1,94 @@
+create or replace view procrastinate.jobs as
+select j.id, case when j.state = 'x' then 'doing' else 'todo' end as status, j.task, j.queue, j.args, j.headers,
+       -j.rank as priority, j.lock, j.queueing_lock, j.attempts, j.deferred_at, j.scheduled_at, j.started_at,
+       null::timestamptz as finished_at, j.worker_id, j.abort_requested, j.error ->> 'class' as error_class,
+       j.error ->> 'message' as error_message, null::jsonb as result
+  from procrastinate.job as j
+union all
+select d.id, d.status, d.task, d.queue, d.args, d.headers, -d.rank, d.lock, d.queueing_lock, d.attempts, d.deferred_at,
+       d.scheduled_at, d.started_at, d.finished_at, d.worker_id, false, d.error ->> 'class', d.error ->> 'message', d.result
+  from procrastinate.done as d;
+comment on view procrastinate.jobs is
+'Every job: waiting and running ones, and those that have ended and were kept. error_class and error_message are of its last run.';
+
+create or replace view procrastinate.events as
+select e.id, e.job_id, e.type, e.at, e.worker_id, e.detail from procrastinate.event as e
+union all
+-- runs that did not end the job, or that an operator's retry made past: their starts are not in the job's own times
+select -(e.id * 16 + 1), e.job_id, 'started', e.started_at, e.worker_id, null
+  from procrastinate.event as e where e.started_at is not null
+union all
+select -(e.id * 16 + 3), e.job_id, e.detail ->> 'status', (e.detail ->> 'finished_at')::timestamptz, e.worker_id, null
+  from procrastinate.event as e where e.type = 'retried' and e.detail ? 'finished_at'
+union all
+select -(j.id * 16 + 4), j.id, 'deferred', j.deferred_at, null, null from procrastinate.job as j
+union all
+select -(j.id * 16 + 5), j.id, 'scheduled', j.scheduled_at, null, null
+  from procrastinate.job as j where j.scheduled_at is not null and j.attempts = 0
+union all
+select -(j.id * 16 + 6), j.id, 'started', j.started_at, j.worker_id, null from procrastinate.job as j where j.started_at is not null
+union all
+select -(d.id * 16 + 4), d.id, 'deferred', d.deferred_at, null, null from procrastinate.done as d
+union all
+select -(d.id * 16 + 5), d.id, 'scheduled', d.scheduled_at, null, null
+  from procrastinate.done as d where d.scheduled_at is not null and d.attempts <= 1
+union all
+select -(d.id * 16 + 6), d.id, 'started', d.started_at, d.worker_id, null from procrastinate.done as d where d.started_at is not null
+union all
+select -(d.id * 16 + 7), d.id, d.status, d.finished_at, d.worker_id, d.error from procrastinate.done as d;
+comment on view procrastinate.events is
+'The story of each job. Ordinary events are derived from the job''s own times and have negative ids; order them by at. scheduled '
+'carries the time a job waits for.';
+
+create or replace view procrastinate.queues as
+select j.queue as name, count(*) filter (where j.state = 'r') as ready,
+       count(*) filter (where j.state in ('w', 'b')) as blocked, count(*) filter (where j.state in ('s', 'h')) as scheduled,
+       count(*) filter (where j.state = 'x') as doing,
+       min(coalesce(j.scheduled_at, j.deferred_at)) filter (where j.state = 'r') as oldest_ready_at
+  from procrastinate.job as j
+ group by j.queue;
+comment on view procrastinate.queues is
+'Queues in which something waits or runs: ready to run, blocked behind a lock, scheduled for later, running. A ready job may turn out '
+'to be blocked when it is fetched.';
+
+create or replace view procrastinate.tasks as
+select t.name, t.source, t.queue, t.priority, t.lock, t.queueing_lock, t.retry, t.updated_at from procrastinate.task as t;
+comment on view procrastinate.tasks is
+'What a defer falls back to, by task: registered by workers as they start, or set by register_task (source sql).';
+
+create or replace view procrastinate.workers as
+select w.id, w.name, w.queues, w.protocol, w.started_at, w.heartbeat_at, w.stalled_after, w.idle_at is not null as idle,
+       w.heartbeat_at > procrastinate.now_() - w.stalled_after as live,
+       (select count(*) from procrastinate.job as j where j.worker_id = w.id and j.state = 'x') as running, w.info
+  from procrastinate.worker as w;
+comment on view procrastinate.workers is 'Workers that are registered; one that is not live will be found dead by the next tick.';
+
+create or replace view procrastinate.locks as
+select l.lock, h.id as running_job_id, h.worker_id, h.started_at as running_since, n.id as next_job_id, n.queue as next_queue,
+       case when h.id is not null then 'running' when n.state = 'h' then 'waits for its retry'
+            when n.scheduled_at > procrastinate.now_() then 'scheduled' else 'ready' end as state,
+       case when h.id is null and n.state = 'h' then n.scheduled_at end as next_due_at, l.waiting
+  from (
+    select j.lock, count(*) filter (where j.state in ('r', 'w', 'b', 'h')) as waiting
+      from procrastinate.job as j
+     where j.lock is not null and j.state <> 's'
+     group by j.lock) as l
+  left join procrastinate.job as h on h.lock = l.lock and h.state = 'x'
+  left join lateral (
+    select j.id, j.queue, j.state, j.scheduled_at from procrastinate.job as j
+     where j.lock = l.lock and j.state in ('r', 'w', 'b', 'h') order by j.rank, j.id limit 1) as n on true;
+comment on view procrastinate.locks is
+'Who waits for whom: for each lock the job that runs under it, the job that is next, in whichever queue, and how many wait.';
+
+create or replace view procrastinate.settings as
+select s.name, s.value, s.description
+  from procrastinate.config as c
+ cross join lateral (values
+   ('max_args_bytes', to_jsonb(c.max_args_bytes), 'size limit of args and of headers, as JSON text'),
+   ('max_rescues', to_jsonb(c.max_rescues), 'how often a job is run again because its worker died'),
+   ('stalled_after', to_jsonb(c.stalled_after::text), 'a worker is dead after this long without a heartbeat, unless it says otherwise'),
+   ('notify', to_jsonb(c.notify), 'send NOTIFY when a job may be ready; without it workers poll'),
+   ('store_errors', to_jsonb(c.store_errors), 'keep messages and tracebacks of failed runs; the class is always kept'),
+   ('retention', c.retention, 'by status, how long finished jobs are kept; null or absent: for ever')
+ ) as s (name, value, description);
+comment on view procrastinate.settings is 'Settings and their values; change them with set_setting.';
