@@ -109,10 +109,8 @@ def pg_server() -> Iterator[PgServer]:
     """Return the server that the tests run on."""
     given = embedded.from_environment()
     if given is None:
-        with embedded.Server(durable=False) as server:
-            yield PgServer(
-                server.host, server.port, server.user, server.password, server.bindir, server
-            )
+        with embedded.Server() as server:
+            yield PgServer(server.host, server.port, server.user, None, server.bindir, server)
     else:
         psql = shutil.which("psql")
         with embedded.resolve(given) as resolved:
