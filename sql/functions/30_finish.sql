@@ -3,7 +3,7 @@ create or replace function procrastinate.finish_v1(
   keep boolean default true
 ) returns table (id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdicts jsonb;
 begin
@@ -124,11 +124,10 @@ begin
   perform procrastinate._take_locks(lock);
   -- A new statement: what fetches lined up behind the ended job before they gave the advisory lock up is visible now.
   v_next := array(
-    select coalesce(a.id, b.id)
+    select n.id
       from unnest(lock, rank, id) as u (lock, rank, id)
-      left join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as a on true
-      left join lateral procrastinate._next_in_line(u.lock) as b on a.id is null
-     where coalesce(a.state, b.state) <> 'h');
+     cross join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as n
+     where n.state <> 'h');
   v_held := array(
     select h.id from (
       select j.id, j.state from procrastinate.job as j where j.id = any (v_next) for update skip locked) as h
@@ -156,7 +155,7 @@ comment on function procrastinate._pass_on(text[], int[], bigint[], boolean, tex
 
 create or replace function procrastinate.complete_v1(job_id bigint, token bigint, result jsonb default null) returns void
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdict jsonb;
 begin

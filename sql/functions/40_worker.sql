@@ -104,7 +104,7 @@ comment on function procrastinate.heartbeat_v1(bigint) is
 create or replace function procrastinate.idle_v1(worker_id bigint)
 returns table (ready boolean, next_due_at timestamptz, at timestamptz)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_worker record;
 begin
@@ -129,7 +129,7 @@ comment on function procrastinate.idle_v1(bigint) is
 
 create or replace function procrastinate.unregister_worker_v1(worker_id bigint) returns bigint
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_count bigint := 0;
   r record;
