@@ -37,6 +37,7 @@ Stage = Literal["pre", "post"]
 logger = logging.getLogger(__name__)
 
 _LOCK = 0x70726F6372617374  # the advisory lock of all migrators
+_TRY_TURN = f"select pg_try_advisory_xact_lock({_LOCK})"
 _TURN = f"do $$ begin perform pg_advisory_xact_lock({_LOCK}); end $$;\n"
 _SETTINGS = """\
 set local lock_timeout = {lock_timeout};
@@ -277,16 +278,17 @@ def _connect(conninfo: str) -> Connection:
 
 
 def _take_turn(guard: Connection, wait: float, notify: Callable[[str], None]) -> None:
-    # A transaction holds the lock, not a session, so that it works through a pooler. It has no
-    # snapshot while we work, so that `create index concurrently` does not wait for it.
+    # A transaction holds the lock, not a session, so that it works through a pooler.
+    # No statement here has parameters: it would leave a portal open, the portal a snapshot, and
+    # `create index concurrently` would wait for that snapshot, and so for us.
     guard.execute("set local idle_in_transaction_session_timeout = 0")
     guard.execute("set local statement_timeout = 0")
-    if guard.execute("select pg_try_advisory_xact_lock(%s)", [_LOCK]).fetchone() == (True,):
+    if guard.execute(_TRY_TURN.encode()).fetchone() == (True,):
         return
     notify("another migration is running: waiting for its end")
     guard.execute(sql.SQL("set local lock_timeout = {}").format(int(wait * 1000)))
     try:
-        guard.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+        guard.execute(_TURN.encode())
     except errors.LockNotAvailable as error:
         raise MigrationError(
             f"another migration is running, and was not done after {wait:g} seconds\n"

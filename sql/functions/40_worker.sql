@@ -10,8 +10,8 @@ declare
   v_id bigint;
 begin
   select c.* into v_config from procrastinate.config as c;
-  perform procrastinate._check_worker(register_worker_v1.name, register_worker_v1.queues, register_worker_v1.tasks,
-                                      register_worker_v1.protocol);
+  perform procrastinate._check_protocol(register_worker_v1.protocol);
+  perform procrastinate._check_worker(register_worker_v1.name, register_worker_v1.queues, register_worker_v1.tasks);
   register_worker_v1.stalled_after := coalesce(register_worker_v1.stalled_after, v_config.stalled_after);
   if register_worker_v1.stalled_after < interval '1 second' then
     raise exception 'stalled_after is too short' using errcode = '22023', hint = 'Give it at least 1 second.';
@@ -40,17 +40,9 @@ comment on function procrastinate.register_worker_v1(text, text[], jsonb, jsonb,
 'an object by task name with queue, priority, lock, queueing_lock and retry, which become the defaults of a defer unless '
 'register_task set them. It loses its jobs after stalled_after without a heartbeat. Raises JQ005, JQ014, JQ017, JQ020 to JQ022.';
 
-create or replace function procrastinate._check_worker(name text, queues text[], tasks jsonb, protocol int) returns void
+create or replace function procrastinate._check_worker(name text, queues text[], tasks jsonb) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_range record;
 begin
-  select * into v_range from procrastinate.protocol();
-  if protocol is null or protocol not between v_range.oldest and v_range.newest then
-    raise exception 'protocol % is not spoken by this schema', protocol using errcode = 'JQ005',
-      detail = format('It speaks %s to %s.', v_range.oldest, v_range.newest),
-      hint = case when protocol > v_range.newest then 'Run the pre stage of the migrations first.' else 'Upgrade the worker.' end;
-  end if;
   perform procrastinate._check_name('worker name', coalesce(name, ''), 512);
   perform procrastinate._check_name('queue', coalesce(q, ''), 128) from unnest(queues) as q;
   if jsonb_typeof(tasks) is distinct from 'object' or jsonb_path_exists(tasks, '$.* ? (@.type() != "object")') then
@@ -61,7 +53,7 @@ begin
           procrastinate._check_policy(coalesce(k.value -> 'retry', 'null'))
      from jsonb_each(tasks) as k;
 end $$;
-comment on function procrastinate._check_worker(text, text[], jsonb, int) is 'Raise what is wrong with a worker that registers.';
+comment on function procrastinate._check_worker(text, text[], jsonb) is 'Raise what is wrong with a worker that registers.';
 
 create or replace function procrastinate.register_task(
   name text, queue text default null, priority int default null, lock text default null, queueing_lock text default null,
