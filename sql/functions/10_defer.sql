@@ -20,7 +20,10 @@ begin
     lock := coalesce(lock, v_task.lock);
     queueing_lock := coalesce(queueing_lock, v_task.queueing_lock);
   end if;
-  args := coalesce(args, '{}');
+  -- clients send JSON null for what is left out, as in the jobs of defer_many
+  args := coalesce(nullif(args, 'null'), '{}');
+  headers := nullif(headers, 'null');
+  retry := nullif(retry, 'null');
   if schedule_in is not null then
     v_at := procrastinate._one_time(v_at, v_now, schedule_in);
   end if;
