@@ -67,7 +67,7 @@ declare
   v_size int := v_want;
   v_lanes bigint[];
   v_seen bigint[] := '{}';
-  v_slow boolean;
+  v_took float8;
   v_scanned int;
   v_after_rank int := -2147483648;
   v_after_id bigint := 0;
@@ -81,7 +81,7 @@ begin
     select k.* into c from procrastinate._candidates(queues, v_lanes, v_after_rank, v_after_id, v_size) as k;
     v_scanned := coalesce(cardinality(c.id), 0);
     if v_round = 1 then
-      v_slow := clock_timestamp() - v_start > make_interval(secs => 0.003 + 0.00003 * v_size);
+      v_took := extract(epoch from clock_timestamp() - v_start) * 1e6 / (100 + v_size);
       if handed <> '{}' then
         select * into c from procrastinate._merge_handed(c.id, c.rank, c.lock, c.solo, c.q, handed, handed_rank, handed_lock, v_size);
       end if;
@@ -89,7 +89,7 @@ begin
     exit when c.id is null;
     v_after_rank := c.rank[cardinality(c.rank)];
     v_after_id := c.id[cardinality(c.id)];
-    if v_slow or v_lanes <> '{}' then
+    if v_took > 3 or v_lanes <> '{}' then
       v_seen := procrastinate._widen_lanes(v_seen, c.q, c.rank, c.id);
     end if;
     if array_remove(c.lock, null) <> '{}' then
@@ -105,7 +105,7 @@ begin
     v_size := greatest(v_want - cardinality(ids), 500);
   end loop;
   scan_next := procrastinate._scan_next(
-    scan_next, v_lanes, v_seen, v_slow, case when v_scanned >= v_size then v_after_rank end, v_ms);
+    scan_next, v_lanes, v_seen, v_took, case when v_scanned >= v_size then v_after_rank end, v_ms);
 end $$;
 comment on function procrastinate._fetch(text[], int, int, bigint[], bigint[], int[], text[], timestamptz) is
 'Choose the jobs of the next claim and hold their rows: the best due ones of the queues, with those that a finish of '
@@ -240,7 +240,7 @@ begin
   -- a job chosen from behind its lock and not taken after all must not be lost from sight
   if cardinality(v_taken) < cardinality(id) then
     update procrastinate.job as j set state = 'r'
-     where j.id = any (array(select u.id from unnest(id) as u (id) where u.id <> all (v_taken))) and j.state in ('w', 'b');
+     where j.id = any (array(select u.id from unnest(_cut.id) as u (id) where u.id <> all (v_taken))) and j.state in ('w', 'b');
   end if;
   return v_taken;
 end $$;
@@ -294,28 +294,32 @@ comment on function procrastinate._widen_lanes(bigint[], int[], int[], bigint[])
 'Move each lane on to the greatest id just seen in it; at most 48 are kept.';
 
 create or replace function procrastinate._scan_next(
-  scan_from bigint[], lanes bigint[], seen bigint[], slow boolean, reached int, ms bigint
+  scan_from bigint[], lanes bigint[], seen bigint[], took float8, reached int, ms bigint
 ) returns bigint[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
+  v_slow boolean := took > 10;
   v_kept bigint[];
 begin
   if lanes <> '{}' then
     return scan_from[1:4] || procrastinate._widen_lanes(lanes || seen, '{}', '{}', '{}');
-  elsif slow and (scan_from[4] > 0 or cardinality(scan_from) > 4) then
-    -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. In that rank
-    -- it may have left lower ids than it saw before, so that lane starts again from what it took.
-    v_kept := coalesce((
-      select array_agg(scan_from[n] order by n)
-        from generate_series(5, cardinality(scan_from)) as n
-       where scan_from[n - (n - 5) % 3 + 1] is distinct from reached), '{}');
-    return array[ms + 900, scan_from[2], scan_from[3], 1] || procrastinate._widen_lanes(v_kept || seen, '{}', '{}', '{}');
+  elsif took <= 3 then
+    return array[0, scan_from[2], scan_from[3], 0];
   end if;
-  -- one slow scan may be a busy machine
-  return array[0, scan_from[2], scan_from[3], slow::int];
+  -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. In that rank it
+  -- may have left lower ids than it saw before, so that lane starts again from what it took.
+  v_kept := coalesce((
+    select array_agg(scan_from[n] order by n)
+      from generate_series(5, cardinality(scan_from)) as n
+     where scan_from[n - (n - 5) % 3 + 1] is distinct from reached), '{}');
+  -- Lanes are kept from the first sign of dead rows, so that none is missing later, but used only after three slow scans:
+  -- one may be a busy machine.
+  return array[case when v_slow and scan_from[4] > 1 then ms + 900 else 0 end, scan_from[2], scan_from[3],
+               case when v_slow then least(scan_from[4] + 1, 3) else 0 end]
+    || procrastinate._widen_lanes(v_kept || seen, '{}', '{}', '{}');
 end $$;
-comment on function procrastinate._scan_next(bigint[], bigint[], bigint[], boolean, int, bigint) is
-'Decide where the next fetch starts. The array is {time of the next full scan, of the last look at due jobs, of the next '
-'full one, slow scans so far, lanes …}, times in ms. Slow scans mean dead rows before the first live one, as under a held '
-'horizon: lanes then skip them until the next full scan, which comes within 900 ms, so that a late commit of a lower id, a '
-'retry or a release waits no longer. A new or better priority lies between the lanes and is seen at once.';
+comment on function procrastinate._scan_next(bigint[], bigint[], bigint[], float8, int, bigint) is
+'Decide where the next fetch starts, from how long this scan took (µs, per row and 100 more). The array is {time of the next full '
+'scan, of the last look at due jobs, of the next full one, slow scans so far, lanes …}, times in ms. Slow scans mean dead rows '
+'before the first live one, as under a held horizon: lanes then skip them until the next full scan, within 900 ms, so that a late '
+'commit of a lower id, a retry or a release waits no longer. A new or better priority lies between the lanes and is seen at once.';
