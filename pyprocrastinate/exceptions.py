@@ -147,7 +147,8 @@ class Refused(ConnectorException):
     """
     The schema refused a call.
 
-    `detail` tells the state it found, `hint` what to do next; neither holds a value of a job's args.
+    `detail` tells the state it found, `hint` what to do next; neither holds a value of a job's
+    args.
     """
 
     sqlstates: ClassVar[tuple[str, ...]] = ()
@@ -215,11 +216,13 @@ class ProtocolInUse(Refused):
 class InvalidValue(Refused, ValueError):
     """An argument is not acceptable."""
 
-    sqlstates = ("22023",)
+    sqlstates: ClassVar[tuple[str, ...]] = ("22023",)
 
 
 class InvalidText(InvalidValue):
-    """PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity."""
+    """
+    PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity.
+    """
 
     sqlstates = ("22P02", "22P05")
 

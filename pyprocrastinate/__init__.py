@@ -1,0 +1,24 @@
+"""
+A PostgreSQL task queue whose database is the queue.
+
+`import pyprocrastinate as procrastinate` replaces Procrastinate 3.
+"""
+
+from pyprocrastinate.app import App
+from pyprocrastinate.blueprints import Blueprint
+from pyprocrastinate.connector import BaseConnector, PsycopgConnector, SyncPsycopgConnector
+from pyprocrastinate.job_context import AbortReason, JobContext
+from pyprocrastinate.retry import BaseRetryStrategy, RetryDecision, RetryStrategy
+
+__all__ = [
+    "AbortReason",
+    "App",
+    "BaseConnector",
+    "BaseRetryStrategy",
+    "Blueprint",
+    "JobContext",
+    "PsycopgConnector",
+    "RetryDecision",
+    "RetryStrategy",
+    "SyncPsycopgConnector",
+]

@@ -1,0 +1,218 @@
+"""
+The app: tasks, and the database that their jobs are in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import logging
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+import psycopg
+
+from pyprocrastinate import exceptions, operations
+from pyprocrastinate.blueprints import Blueprint
+from pyprocrastinate.deferring import JobDeferrer
+from pyprocrastinate.manager import JobManager
+from pyprocrastinate.types import ConfigureTaskOptions, WorkerOptions
+from pyprocrastinate.worker import Worker
+
+if TYPE_CHECKING:
+    from pyprocrastinate.connector import BaseConnector
+
+logger = logging.getLogger(__name__)
+
+
+class PeriodicDefaults(TypedDict, total=False):
+    """How late, in seconds, a schedule may still fire after a gap without workers."""
+
+    max_delay: float
+
+
+class App(Blueprint):
+    """
+    Tasks and a connector.
+
+    Args:
+        connector: Where the jobs are.
+        import_paths: Modules that register tasks, imported when a worker starts or a task is looked
+            up by name.
+        worker_defaults: Options that `run_worker` and `run_worker_async` start from.
+        periodic_defaults: `max_delay` of schedules, 600 seconds by default.
+        log_args: Whether logs may hold arguments of jobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        connector: BaseConnector,
+        import_paths: Iterable[str] | None = None,
+        worker_defaults: WorkerOptions | None = None,
+        periodic_defaults: PeriodicDefaults | None = None,
+        log_args: bool = True,
+    ) -> None:
+        super().__init__()
+        self.connector = connector
+        self.import_paths = list(import_paths or [])
+        self.worker_defaults = worker_defaults or WorkerOptions()
+        self.periodic_defaults = periodic_defaults or PeriodicDefaults()
+        self.log_args = log_args
+        if sys._getframe(1).f_globals.get("__name__") == "__main__":
+            logger.warning(
+                "The app is defined in the module that was started as a script. A worker that "
+                "imports it under another name may not find its tasks: move it to a module.",
+                extra={"action": "app_defined_in___main__"},
+            )
+
+    @classmethod
+    def from_path(cls, dotted_path: str) -> App:
+        """Return the app at a path like `package.module.app`; raises LoadFromPathError."""
+        module, _, name = dotted_path.rpartition(".")
+        try:
+            app = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise exceptions.LoadFromPathError(
+                f"{dotted_path} cannot be loaded: {error}"
+            ) from error
+        if not isinstance(app, cls):
+            raise exceptions.LoadFromPathError(
+                f"{dotted_path} is a {type(app).__qualname__}, not an app"
+            )
+        return app
+
+    @property
+    def job_manager(self) -> JobManager:
+        return JobManager(self.connector)
+
+    @contextmanager
+    def replace_connector(self, connector: BaseConnector) -> Iterator[App]:
+        """Use another connector within the `with` block."""
+        previous, self.connector = self.connector, connector
+        try:
+            yield self
+        finally:
+            self.connector = previous
+
+    def open(self, pool_or_engine: Any = None) -> App:
+        """
+        Open the app for sync calls, with a pool of your own if you like; also a context manager.
+        """
+        self.connector.open(pool_or_engine)
+        return self
+
+    def close(self) -> None:
+        self.connector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open_async(self, pool: Any = None) -> _Opening:
+        """
+        Open the app for async and sync calls: await it, or use it as an async context manager.
+        """
+        return _Opening(self, pool)
+
+    async def close_async(self) -> None:
+        await self.connector.close_async()
+
+    def check_connection(self) -> bool:
+        """
+        Tell whether the database has the schema; raises ConnectorException if it cannot be asked.
+        """
+        with _tolerating_no_schema() as has_schema:
+            self.connector.run(operations.protocol())
+            has_schema.append(True)
+        return bool(has_schema)
+
+    async def check_connection_async(self) -> bool:
+        """Do as `check_connection`."""
+        with _tolerating_no_schema() as has_schema:
+            await self.connector.run_async(operations.protocol())
+            has_schema.append(True)
+        return bool(has_schema)
+
+    def configure_task(
+        self, name: str, *, allow_unknown: bool = True, **options: Unpack[ConfigureTaskOptions]
+    ) -> JobDeferrer:
+        """
+        Return a pattern for jobs of a task given by its name, which this process need not know.
+
+        Raises TaskNotFound for an unknown one unless `allow_unknown`.
+        """
+        self.perform_import_paths()
+        if task := self.tasks.get(name):
+            return self.deferrer(name, task.options(**options))
+        if not allow_unknown:
+            raise exceptions.TaskNotFound(f"there is no task {name}")
+        return self.deferrer(name, options)
+
+    def deferrer(self, task_name: str, options: ConfigureTaskOptions) -> JobDeferrer:
+        return JobDeferrer(self.connector, task_name, options, log_args=self.log_args)
+
+    def perform_import_paths(self) -> None:
+        """Import the modules of `import_paths`."""
+        for path in self.import_paths:
+            importlib.import_module(path)
+
+    def make_worker(self, **options: Unpack[WorkerOptions]) -> Worker:
+        """
+        Return a worker with these options, `worker_defaults` and the defaults of `Worker`, in this
+        order.
+        """
+        self.perform_import_paths()
+        merged: dict[str, Any] = {"log_args": self.log_args, **self.worker_defaults, **options}
+        return Worker(self, **merged)
+
+    async def run_worker_async(self, **options: Unpack[WorkerOptions]) -> None:
+        """
+        Run a worker until it is stopped, or with `wait=False` until nothing is ready.
+
+        Cancelling it is a graceful stop; cancelling it again also asks the running tasks to stop.
+        The options are those of `Worker`.
+        """
+        await self.make_worker(**options).run()
+
+    def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
+        """Open the app and run a worker in an event loop of its own."""
+
+        async def run() -> None:
+            async with self.open_async():
+                await self.run_worker_async(**options)
+
+        asyncio.run(run())
+
+
+class _Opening:
+    def __init__(self, app: App, pool: Any) -> None:
+        self._app = app
+        self._open = functools.partial(app.connector.open_async, pool)
+
+    def __await__(self) -> Generator[Any, Any, App]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> App:
+        await self._open()
+        return self._app
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._app.close_async()
+
+
+@contextmanager
+def _tolerating_no_schema() -> Iterator[list[bool]]:
+    has_schema: list[bool] = []
+    try:
+        yield has_schema
+    except exceptions.ConnectorException as error:
+        cause = error.__cause__
+        missing = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
+        if has_schema or not isinstance(cause, missing):
+            raise

@@ -1,0 +1,288 @@
+"""
+How calls of the schema reach the database: pools for deferring and managing, connections of their
+own for workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pyprocrastinate import embedded, exceptions, operations, payload
+from pyprocrastinate.operations import Call
+
+T = TypeVar("T")
+C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
+
+# Where the user says nothing: a broken link is noticed in half a minute, not in two hours.
+_LINK = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "application_name": "pyprocrastinate worker",
+}
+_ADDRESS = {"host", "hostaddr", "port", "dbname", "user", "service"}
+# What an async pool takes and a sync one must not get.
+_ASYNC_ONLY = {"configure", "reset", "check", "connection_class", "reconnect_failed"}
+
+
+class BaseConnector:
+    """
+    What an app needs of a connector.
+
+    `run` and `run_async` carry out a call, on `connection` if one is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        json_dumps: payload.JsonDumps | None = None,
+        json_loads: payload.JsonLoads | None = None,
+    ) -> None:
+        self.json_dumps = json_dumps or payload.dumps
+        self.json_loads = json_loads or payload.loads
+
+    def open(self, pool: Any = None) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    async def open_async(self, pool: Any = None) -> None:
+        raise exceptions.SyncConnectorConfigurationError
+
+    async def close_async(self) -> None:
+        raise exceptions.SyncConnectorConfigurationError
+
+    def run(self, call: Call[T], connection: Any = None) -> T:
+        raise NotImplementedError
+
+    async def run_async(self, call: Call[T], connection: Any = None) -> T:
+        raise exceptions.SyncConnectorConfigurationError
+
+
+class _PsycopgConnector(BaseConnector):
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        json_dumps: payload.JsonDumps | None = None,
+        json_loads: payload.JsonLoads | None = None,
+        pool_factory: Any,
+        **pool_kwargs: Any,
+    ) -> None:
+        super().__init__(json_dumps=json_dumps, json_loads=json_loads)
+        self._conninfo = conninfo
+        self._pool_factory = pool_factory
+        self._pool_kwargs = {"min_size": 1, **pool_kwargs}
+        self._kwargs = {**self._pool_kwargs.pop("kwargs", {}), "autocommit": True}
+        self._resolved: embedded.Resolved | None = None
+        self._pool: Any = None
+        self._owns_pool = False
+
+    def _resolve(self) -> str:
+        """Return the address for libpq; an embedded server is started."""
+        if not self._conninfo and _ADDRESS & self._kwargs.keys():
+            return ""
+        if self._resolved is None:
+            self._resolved = embedded.resolve(self._conninfo)
+        return self._resolved.conninfo
+
+    def _make_pool(self, conninfo: str, **pool_kwargs: Any) -> Any:
+        return self._pool_factory(
+            conninfo, kwargs=self._kwargs, open=False, **(pool_kwargs | self._pool_kwargs)
+        )
+
+    def _adopt(self, pool: Any) -> None:
+        """Use a pool of the user's, who also closes it; workers connect to where it does."""
+        self._pool = pool
+        self._conninfo = pool.conninfo if isinstance(pool.conninfo, str) else self._conninfo
+        if isinstance(pool.kwargs, dict):
+            self._kwargs = {**pool.kwargs, "autocommit": True}
+
+    def _forget(self) -> Any:
+        """Return the pool that is to be closed, if any."""
+        pool, self._pool = (self._pool if self._owns_pool else None), None
+        if self._resolved:
+            self._resolved.close()
+            self._resolved = None
+        return pool
+
+    def _opened(self) -> Any:
+        if self._pool is None:
+            raise exceptions.AppNotOpen
+        return self._pool
+
+    def _dedicated(self) -> dict[str, Any]:
+        """Return the arguments for a connection that serves nothing but a worker."""
+        kwargs = {
+            key: value
+            for key, value in self._kwargs.items()
+            if key not in ("cursor_factory", "row_factory")
+        }
+        conninfo = self._resolve()
+        given = conninfo_to_dict(conninfo).keys() | kwargs.keys()
+        missing: dict[str, Any] = {key: _LINK[key] for key in _LINK.keys() - given}
+        return {"prepare_threshold": 0, **kwargs, "conninfo": make_conninfo(conninfo, **missing)}
+
+
+class SyncPsycopgConnector(_PsycopgConnector):
+    """
+    Defers and manages jobs from sync code; it cannot run a worker.
+
+    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's
+    own variables.
+    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections.
+    """
+
+    def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
+        super().__init__(conninfo, **{"pool_factory": psycopg_pool.ConnectionPool, **pool_kwargs})
+        self._opening = threading.Lock()
+
+    def open(self, pool: psycopg_pool.ConnectionPool[Any] | None = None) -> None:
+        with self._opening, operations.translated():
+            if self._pool is not None:
+                return
+            if pool is not None:
+                self._adopt(pool)
+                return
+            conninfo = self._resolve()
+            # A pool keeps trying in the background; this tells at once, and why.
+            psycopg.connect(conninfo, **self._kwargs).close()
+            self._pool = self._make_pool(conninfo, check=_check)
+            self._owns_pool = True
+            self._pool.open()
+
+    def close(self) -> None:
+        if pool := self._forget():
+            pool.close()
+
+    def run(self, call: Call[T], connection: Any = None) -> T:
+        with operations.translated():
+            if connection is not None:
+                return operations.run(_of_type(connection, psycopg.Connection), call)
+            with self._opened().connection() as pooled:
+                return operations.run(pooled, call)
+
+
+class PsycopgConnector(_PsycopgConnector):
+    """
+    Runs workers, and defers and manages jobs from async and sync code.
+
+    Sync calls use a pool of their own, which the first of them opens.
+    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's
+    own variables.
+    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections, which
+    workers heed as well.
+    """
+
+    def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
+        super().__init__(
+            conninfo, **{"pool_factory": psycopg_pool.AsyncConnectionPool, **pool_kwargs}
+        )
+        self._sync: SyncPsycopgConnector | None = None
+        self._sync_lock = threading.Lock()
+
+    def open(self, pool: psycopg_pool.ConnectionPool[Any] | None = None) -> None:
+        self._sync_connector().open(pool)
+
+    def close(self) -> None:
+        with self._sync_lock:
+            connector, self._sync = self._sync, None
+        if connector:
+            connector.close()
+
+    async def open_async(self, pool: psycopg_pool.AsyncConnectionPool[Any] | None = None) -> None:
+        if self._pool is not None:
+            return
+        if pool is not None:
+            self._adopt(pool)
+            return
+        with operations.translated():
+            conninfo = await asyncio.to_thread(self._resolve)
+            await (await psycopg.AsyncConnection.connect(conninfo, **self._kwargs)).close()
+            self._pool = self._make_pool(conninfo, check=_check_async)
+            self._owns_pool = True
+            await self._pool.open()
+
+    async def close_async(self) -> None:
+        if pool := self._forget():
+            await pool.close()
+        if self._sync:
+            await asyncio.to_thread(self.close)
+
+    def run(self, call: Call[T], connection: Any = None) -> T:
+        connector = self._sync_connector()
+        if connection is None and self._pool is not None:
+            connector.open()
+        return connector.run(call, connection)
+
+    async def run_async(self, call: Call[T], connection: Any = None) -> T:
+        with operations.translated():
+            if connection is not None:
+                connection = _of_type(connection, psycopg.AsyncConnection)
+                return await operations.run_async(connection, call)
+            async with self._opened().connection() as pooled:
+                return await operations.run_async(pooled, call)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Open a connection for a worker's thread."""
+        return _for_worker(psycopg.connect(**self._dedicated()))
+
+    async def connect_async(self) -> psycopg.AsyncConnection[Any]:
+        """Open a connection for a worker's event loop."""
+        arguments = await asyncio.to_thread(self._dedicated)
+        return _for_worker(await psycopg.AsyncConnection.connect(**arguments))
+
+    def prepare_nothing(self) -> bool:
+        """
+        Let workers connect without prepared statements from now on; tell whether they had them.
+        """
+        had = self._kwargs.get("prepare_threshold", 0) is not None
+        self._kwargs["prepare_threshold"] = None
+        return had
+
+    def _sync_connector(self) -> SyncPsycopgConnector:
+        with self._sync_lock:
+            if self._sync is None:
+                self._sync = SyncPsycopgConnector(
+                    self._conninfo,
+                    json_dumps=self.json_dumps,
+                    json_loads=self.json_loads,
+                    **{k: v for k, v in self._pool_kwargs.items() if k not in _ASYNC_ONLY},
+                    kwargs={
+                        k: v
+                        for k, v in self._kwargs.items()
+                        if k not in ("cursor_factory", "row_factory")
+                    },
+                )
+            return self._sync
+
+
+def _for_worker(connection: C) -> C:
+    connection.adapters.register_loader("timestamptz", operations.MicrosecondsLoader)
+    return connection
+
+
+def _of_type(connection: Any, kind: type[T]) -> T:
+    if not isinstance(connection, kind):
+        raise exceptions.ConnectorException(
+            f"connection= takes a psycopg.{kind.__name__} here, not {type(connection).__qualname__}"
+        )
+    return connection
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    # What the server has sent since, such as a goodbye, is here already: no round trip is needed.
+    connection.pgconn.consume_input()
+
+
+async def _check_async(connection: psycopg.AsyncConnection[Any]) -> None:
+    connection.pgconn.consume_input()

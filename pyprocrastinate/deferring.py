@@ -1,0 +1,161 @@
+"""
+Deferring jobs: what is checked and encoded before `procrastinate.defer` is called.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pyprocrastinate import exceptions, operations, payload
+from pyprocrastinate.jobs import Job
+from pyprocrastinate.types import ConfigureTaskOptions, JSONDict, JSONValue, TimeDeltaParams
+
+if TYPE_CHECKING:
+    from pyprocrastinate.connector import BaseConnector
+
+logger = logging.getLogger(__name__)
+
+
+class JobDeferrer:
+    """
+    A pattern for jobs, which can be deferred any number of times.
+
+    With `connection=`, a psycopg connection of the caller's, jobs are deferred in its transaction:
+    there with its commit,
+    gone with its rollback.
+    Methods raise AlreadyEnqueued where a waiting job holds the queueing lock, and a subclass of
+    InvalidValue for what is
+    wrong with arguments or options.
+    """
+
+    def __init__(
+        self,
+        connector: BaseConnector,
+        task_name: str,
+        options: ConfigureTaskOptions,
+        *,
+        log_args: bool = True,
+    ) -> None:
+        self.connector = connector
+        self.connection = options.get("connection")
+        self.task_kwargs: JSONDict = options.get("task_kwargs") or {}
+        self.log_args = log_args
+        self.schedule_at, schedule_in = _when(
+            options.get("schedule_at"), options.get("schedule_in")
+        )
+        described: dict[str, Any] = {
+            "task": task_name,
+            "queue": options.get("queue"),
+            "priority": options.get("priority"),
+            "lock": options.get("lock"),
+            "queueing_lock": options.get("queueing_lock"),
+            "schedule_at": self.schedule_at and self.schedule_at.isoformat(),
+            "schedule_in": schedule_in,
+        }
+        self.options = {key: value for key, value in described.items() if value is not None}
+
+    def defer(self, **task_kwargs: JSONValue) -> int:
+        """Defer a job and return its id."""
+        with self._deferral([task_kwargs]) as deferral:
+            deferral.ids = self.connector.run(deferral.one(), self.connection)
+        return deferral.ids[0]
+
+    async def defer_async(self, **task_kwargs: JSONValue) -> int:
+        """Do as `defer`."""
+        with self._deferral([task_kwargs]) as deferral:
+            deferral.ids = await self.connector.run_async(deferral.one(), self.connection)
+        return deferral.ids[0]
+
+    def batch_defer(self, *task_kwargs: JSONDict) -> list[int]:
+        """Defer a job for each dict, all or none, and return their ids in this order."""
+        with self._deferral(task_kwargs) as deferral:
+            deferral.ids = self.connector.run(deferral.many(), self.connection)
+        return deferral.ids
+
+    async def batch_defer_async(self, *task_kwargs: JSONDict) -> list[int]:
+        """Do as `batch_defer`."""
+        with self._deferral(task_kwargs) as deferral:
+            deferral.ids = await self.connector.run_async(deferral.many(), self.connection)
+        return deferral.ids
+
+    @contextmanager
+    def _deferral(self, many_kwargs: Sequence[JSONDict]) -> Iterator[_Deferral]:
+        deferral = _Deferral(self, [{**self.task_kwargs, **kwargs} for kwargs in many_kwargs])
+        deferral.log(logging.DEBUG, "about_to_defer_jobs", "About to defer jobs")
+        try:
+            yield deferral
+        except exceptions.UniqueViolation as error:
+            if error.constraint_name != "jobs_queueing_lock":
+                raise
+            error.queueing_lock = self.options.get("queueing_lock") or ""
+            raise exceptions.AlreadyEnqueued(f"Job cannot be enqueued: {error}") from error
+        deferral.log(logging.INFO, "jobs_deferred", "Deferred jobs")
+
+
+class _Deferral:
+    """One act of deferring."""
+
+    def __init__(self, deferrer: JobDeferrer, many_kwargs: list[JSONDict]) -> None:
+        self.deferrer = deferrer
+        self.many_kwargs = many_kwargs
+        self.ids: list[int] = []
+
+    def one(self) -> operations.Call[list[int]]:
+        return operations.defer(
+            {**self.deferrer.options, "args": self._encode(self.many_kwargs[0])}
+        )
+
+    def many(self) -> operations.Call[list[int]]:
+        rest = payload.encode(self.deferrer.options, what="the options")[1:]
+        jobs = [f'{{"args":{self._encode(kwargs)},{rest}' for kwargs in self.many_kwargs]
+        return operations.defer_many(f"[{','.join(jobs)}]")
+
+    def _encode(self, kwargs: JSONDict) -> str:
+        return payload.encode(kwargs, self.deferrer.connector.json_dumps)
+
+    def log(self, level: int, action: str, message: str) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        jobs = [
+            self._job(job_id, kwargs).log_context(log_args=self.deferrer.log_args)
+            for job_id, kwargs in zip(
+                self.ids or (None for _ in self.many_kwargs), self.many_kwargs, strict=True
+            )
+        ]
+        calls = ", ".join(job["call_string"] for job in jobs)
+        logger.log(level, "%s: %s", message, calls, extra={"action": action, "jobs": jobs})
+
+    def _job(self, job_id: int | None, kwargs: JSONDict) -> Job:
+        options = self.deferrer.options
+        return Job(
+            id=job_id,
+            status="todo",
+            task_name=options["task"],
+            queue=options.get("queue", "default"),
+            priority=options.get("priority", 0),
+            lock=options.get("lock"),
+            queueing_lock=options.get("queueing_lock"),
+            scheduled_at=self.deferrer.schedule_at,
+            task_kwargs=kwargs,
+        )
+
+
+def _when(
+    schedule_at: datetime.datetime | None, schedule_in: TimeDeltaParams | None
+) -> tuple[datetime.datetime | None, str | None]:
+    if schedule_at is not None and schedule_in is not None:
+        raise ValueError("schedule_at and schedule_in exclude each other")
+    if schedule_at is not None and schedule_at.utcoffset() is None:
+        raise ValueError("schedule_at needs a time zone")
+    if schedule_in is None:
+        return schedule_at, None
+    try:
+        delay = datetime.timedelta(**schedule_in)
+    except OverflowError:
+        raise exceptions.TimeOutOfRange("schedule_in is out of range") from None
+    # Not days: those follow the session's time zone through a change of the clocks.
+    return None, f"{delay // datetime.timedelta(microseconds=1)} microseconds"

@@ -1,0 +1,281 @@
+"""
+Running what was fetched: at most `concurrency` tasks at a time, coroutines on the event loop,
+functions in threads.
+
+This is the one place where a job starts, ends, or is asked to stop.
+Python only tells how the user's code ended; what that makes of the job is up to the schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from pyprocrastinate import exceptions, operations, payload
+from pyprocrastinate.job_context import AbortReason
+from pyprocrastinate.jobs import Job
+
+if TYPE_CHECKING:
+    from pyprocrastinate.job_context import JobContext
+    from pyprocrastinate.tasks import Task
+
+# How much a new duration counts in the running average.
+_WEIGHT = 0.05
+
+
+class Run:
+    """One claim of a job, from its fetch to its verdict."""
+
+    __slots__ = (
+        "_job",
+        "cancellable",
+        "claim",
+        "described",
+        "ended_at",
+        "error",
+        "fetched_at",
+        "handle",
+        "id",
+        "kwargs",
+        "lost",
+        "outcome",
+        "reason",
+        "refused",
+        "result",
+        "started_at",
+        "task",
+        "timestamp",
+        "token",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        claim: operations.Row,
+        task: Task[..., Any, ...] | None,
+        worker_id: int,
+        fetched_at: float,
+    ) -> None:
+        self.claim = claim
+        self.id: int = claim[0]
+        self.token: int = claim[1]
+        self.task = task
+        self.worker_id = worker_id
+        self.fetched_at = fetched_at
+        self.kwargs: dict[str, Any] = {}
+        self.reason = AbortReason.USER_REQUEST if claim[12] else None
+        self.cancellable = False
+        self.lost = False
+        self.refused = False
+        self.handle: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self.outcome = "released"
+        self.described: str | None = None
+        self.started_at = self.ended_at = self.timestamp = 0.0
+        self._job: Job | None = None
+
+    @classmethod
+    def unseen(cls, job_id: int, token: int, worker_id: int) -> Run:
+        """Return a claim of which nothing but this is known."""
+        row = (job_id, token, "", "", "{}", None, 0, 0, None, None, None, None, False)
+        return cls(row, None, worker_id, 0.0)
+
+    @property
+    def job(self) -> Job:
+        if self._job is None:
+            claim = self.claim
+            self._job = Job(
+                id=self.id,
+                status="doing",
+                task_name=claim[2],
+                queue=claim[3],
+                task_kwargs=self.kwargs,
+                headers=payload.loads(claim[5]) if claim[5] else {},
+                attempts=claim[6],
+                priority=claim[7],
+                lock=claim[8],
+                queueing_lock=claim[9],
+                scheduled_at=operations.moment(claim[10]),
+                abort_requested=claim[12],
+                worker_id=self.worker_id,
+            )
+        return self._job
+
+    def abort(self, reason: AbortReason) -> None:
+        """
+        Ask the task to stop, once; a coroutine is cancelled, a function has to look at its context.
+        """
+        if self.reason is None:
+            self.reason = reason
+            if self.cancellable and self.handle:
+                self.handle.cancel()
+        elif reason is AbortReason.USER_REQUEST:
+            self.reason = reason
+
+    def conclude(self) -> None:
+        """Name how the user's code ended."""
+        if self.error is None:
+            self.outcome = "succeeded"
+        elif isinstance(self.error, exceptions.JobAborted) or (
+            self.reason and isinstance(self.error, asyncio.CancelledError)
+        ):
+            self.outcome = "aborted"
+        else:
+            self.outcome = "failed"
+
+
+class Execution:
+    """The slots of a worker."""
+
+    def __init__(
+        self,
+        concurrency: int,
+        loads: payload.JsonLoads,
+        make_context: Callable[[Run], JobContext],
+        started: Callable[[Run], None],
+        ended: Callable[[Run], None],
+    ) -> None:
+        self.concurrency = concurrency
+        self.running: dict[int, Run] = {}
+        # Still running, but the jobs are no longer this worker's.
+        self.lost: set[Run] = set()
+        # Fetched, not begun.
+        self.waiting: deque[Run] = deque()
+        self.duration: float | None = None
+        self._loads = loads
+        self._make_context = make_context
+        self._started = started
+        self._ended = ended
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def free(self) -> int:
+        """The slots for which nothing was fetched yet."""
+        return self.concurrency - len(self.running) - len(self.lost) - len(self.waiting)
+
+    def all(self) -> list[Run]:
+        """Return the claims that have not ended."""
+        return [*self.running.values(), *self.lost, *self.waiting]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.lost)
+
+    def offer(self, runs: Iterable[Run]) -> None:
+        """Begin these, in order, as slots are free."""
+        self.waiting.extend(runs)
+        self.fill()
+
+    def fill(self) -> None:
+        """Begin what waits, as slots are free."""
+        waiting = self.waiting
+        while waiting and len(self.running) + len(self.lost) < self.concurrency:
+            self._begin(waiting.popleft())
+
+    def withdraw(self, fetched_before: float) -> None:
+        """Give back what was fetched before then and has not begun."""
+        while self.waiting and self.waiting[0].fetched_at < fetched_before:
+            self._ended(self.waiting.popleft())
+
+    def abort(self, job_ids: Iterable[int], reason: AbortReason) -> list[Run]:
+        """Ask these to stop, where they run here; return those that had not been asked before."""
+        wanted = set(job_ids)
+        fresh = [run for run in self.all() if run.id in wanted and run.reason is None]
+        for run in self.all():
+            if run.id in wanted:
+                run.abort(reason)
+        return fresh
+
+    def lose(self) -> int:
+        """
+        The jobs are no longer this worker's: ask all to stop, and never begin the rest; return how
+        many run.
+        """
+        self.waiting.clear()
+        for run in self.running.values():
+            run.lost = True
+            run.abort(AbortReason.SHUTDOWN)
+        count = len(self.running)
+        self.lost.update(self.running.values())
+        self.running.clear()
+        return count
+
+    def close(self) -> None:
+        if self._executor:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def _begin(self, run: Run) -> None:
+        if run.task is None or run.reason:
+            run.outcome = "aborted" if run.reason else "unknown_task"
+            self._ended(run)
+            return
+        self.running[run.id] = run
+        run.handle = asyncio.create_task(self._run(run, run.task))
+
+    async def _run(self, run: Run, task: Task[..., Any, ...]) -> None:
+        run.timestamp = time()
+        run.started_at = monotonic()
+        try:
+            run.kwargs = payload.decode_args(run.claim[4], self._loads)
+            self._started(run)
+            args = (self._make_context(run),) if task.pass_context else ()
+            if task.is_async:
+                self._make_cancellable(run)
+                run.result = await task.func(*args, **run.kwargs)
+            else:
+                run.result = await self._in_thread(task.func, args, run.kwargs)
+                if inspect.isawaitable(run.result):
+                    self._make_cancellable(run)
+                    run.result = await run.result
+        except BaseException as error:  # noqa: BLE001  # whatever user code raises ends this run only
+            run.error = error
+        self._end(run)
+
+    def _make_cancellable(self, run: Run) -> None:
+        run.cancellable = True
+        if run.reason and run.handle:
+            run.handle.cancel()
+
+    async def _in_thread(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self.concurrency, "pyprocrastinate")
+        result, error = await asyncio.get_running_loop().run_in_executor(
+            self._executor, contextvars.copy_context().run, _call, func, args, kwargs
+        )
+        if error is not None:
+            raise error
+        return result
+
+    def _end(self, run: Run) -> None:
+        run.ended_at = monotonic()
+        run.conclude()
+        duration = run.ended_at - run.started_at
+        self.duration = (
+            duration
+            if self.duration is None
+            else self.duration + _WEIGHT * (duration - self.duration)
+        )
+        if self.running.get(run.id) is run:
+            del self.running[run.id]
+        self.lost.discard(run)
+        self._ended(run)
+        self.fill()
+
+
+def _call(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, BaseException | None]:
+    try:
+        return func(*args, **kwargs), None
+    except BaseException as error:  # noqa: BLE001  # a future cannot carry StopIteration
+        return None, error

@@ -1,0 +1,90 @@
+"""
+What a task with `pass_context=True` gets to know about its job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from pyprocrastinate import operations, payload
+from pyprocrastinate.jobs import Job
+
+if TYPE_CHECKING:
+    from pyprocrastinate.app import App
+    from pyprocrastinate.tasks import Task
+
+
+class AbortReason(enum.Enum):
+    """Why a task was asked to stop."""
+
+    USER_REQUEST = "user_request"
+    SHUTDOWN = "shutdown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """
+    The job that runs, and the worker that runs it.
+
+    `token` is the fencing token of this run: greater than that of any earlier claim, and of no use
+    once the job was given
+    to another worker. Pass it on with writes to other systems that can refuse an older one.
+    """
+
+    app: App
+    worker_name: str | None
+    worker_queues: Iterable[str] | None
+    job: Job
+    token: int
+    start_timestamp: float
+    additional_context: dict[str, Any] = dataclasses.field(default_factory=dict)
+    abort_reason: Callable[[], AbortReason | None]
+
+    def evolve(self, **changes: Any) -> JobContext:
+        """Return a copy with these fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def task(self) -> Task[..., Any, ...]:
+        return self.app.tasks[self.job.task_name]
+
+    @property
+    def queues_display(self) -> str:
+        if self.worker_queues is None:
+            return "all queues"
+        return f"queues {', '.join(self.worker_queues)}"
+
+    def should_abort(self) -> bool:
+        """Tell whether the task is to stop; a sync task then raises `JobAborted`."""
+        return self.abort_reason() is not None
+
+    def complete(self, connection: psycopg.Connection[Any], result: Any = None) -> None:
+        """
+        End the job as succeeded in the transaction of `connection`.
+
+        What else that transaction writes then commits exactly once, whatever happens to this
+        worker.
+        Raises TokenNotCurrent when the job was given to another worker: let the transaction roll
+            back.
+        """
+        with operations.translated():
+            operations.run(connection, self._completion(result))
+
+    async def complete_async(
+        self, connection: psycopg.AsyncConnection[Any], result: Any = None
+    ) -> None:
+        """Do as `complete`."""
+        with operations.translated():
+            await operations.run_async(connection, self._completion(result))
+
+    def _completion(self, result: Any) -> operations.Call[None]:
+        assert self.job.id is not None
+        encoded = None
+        if result is not None:
+            encoded = payload.encode_result(result, self.app.connector.json_dumps)
+        return operations.complete(self.job.id, self.token, encoded)

@@ -1,0 +1,127 @@
+"""
+What a worker logs about jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyprocrastinate import operations
+from pyprocrastinate.execution import Run
+from pyprocrastinate.jobs import call_string
+
+_RESULT_LENGTH = 250
+_TICKS = {
+    "rescued": (logging.WARNING, "job_rescued"),
+    "failed": (logging.ERROR, "job_lost"),
+    "scheduled": (logging.INFO, "periodic_task_deferred"),
+    "skipped": (logging.DEBUG, "skip_periodic_task_queueing_lock"),
+    "purged": (logging.INFO, "jobs_purged"),
+    "error": (logging.ERROR, "deferrer_error"),
+}
+
+
+class JobLog:
+    """
+    Logs starts and ends; an end only once the database knows of it.
+
+    Only a final failure is an error, with its traceback.
+    """
+
+    def __init__(self, logger: logging.Logger, worker: Mapping[str, Any], log_args: bool) -> None:
+        self.logger = logger
+        self.worker = worker
+        self._log_args = log_args
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether anybody wants to know of jobs that succeed."""
+        return self.logger.isEnabledFor(logging.INFO)
+
+    def started(self, run: Run) -> None:
+        if self.wanted:
+            self._log(logging.INFO, run, "start_job", "Starting job %s", self._name(run))
+
+    def ended(self, run: Run, status: str | None, retry_at: str | None) -> None:
+        """The database has taken note: the job's status is now this."""
+        if not self.logger.isEnabledFor(logging.ERROR if run.error else logging.INFO):
+            return
+        level, action, text = logging.INFO, "job_success", "succeeded"
+        if run.outcome == "released":
+            level, action, text = logging.DEBUG, "job_released", "was not begun and is released"
+        elif run.outcome == "unknown_task":
+            level, action, text = (
+                logging.ERROR,
+                "task_not_found",
+                "has a task that is not known here",
+            )
+        elif status == "todo":
+            again = f"to retry at {retry_at}" if retry_at else "to retry"
+            action = f"job_{'aborted' if run.outcome == 'aborted' else 'error'}_retry"
+            text = f"{'was aborted' if run.outcome == 'aborted' else 'failed'}, {again}"
+        elif run.outcome == "aborted" and status != "failed":
+            action, text = "job_aborted", "was aborted"
+        elif run.outcome != "succeeded":
+            level, action, text = logging.ERROR, "job_error", "failed"
+        duration = run.ended_at - run.started_at
+        result = ""
+        if run.outcome == "succeeded":
+            result = f" - Result: {run.result}"[:_RESULT_LENGTH]
+        self._log(
+            level,
+            run,
+            action,
+            "Job %s %s, lasted %.3f s%s",
+            self._name(run),
+            text,
+            duration,
+            result,
+            start_timestamp=run.timestamp,
+            duration=duration,
+            end_timestamp=run.timestamp + duration,
+            result=run.result,
+        )
+
+    def ticked(self, events: Sequence[operations.Row]) -> None:
+        """The clock's work was done: jobs rescued, schedules fired, history purged."""
+        for kind, job_id, detail in events:
+            level, action = _TICKS.get(kind, (logging.INFO, kind))
+            self.logger.log(
+                level,
+                "%s: job %s, %s",
+                action,
+                job_id,
+                detail,
+                extra={"action": action, "job_id": job_id},
+            )
+
+    def warn(self, run: Run, action: str, message: str, *args: Any) -> None:
+        self._log(logging.WARNING, run, action, f"Job %s {message}", self._name(run), *args)
+
+    def abort_requested(self, run: Run) -> None:
+        if self.wanted:
+            self._log(logging.INFO, run, "abort_job", "Job %s is asked to stop", self._name(run))
+
+    def _name(self, run: Run) -> str:
+        return call_string(run.claim[2], run.id, run.kwargs if self._log_args else None)
+
+    def _log(
+        self, level: int, run: Run, action: str, message: str, *args: Any, **extra: Any
+    ) -> None:
+        if not self.logger.isEnabledFor(level):
+            return
+        error = run.error if action.startswith("job_") else None
+        self.logger.log(
+            level,
+            message,
+            *args,
+            exc_info=error,
+            extra={
+                "action": action,
+                "worker": {**self.worker, "worker_id": run.worker_id, "job_id": run.id},
+                "job": run.job.log_context(log_args=self._log_args),
+                **extra,
+            },
+        )

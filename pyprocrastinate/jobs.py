@@ -1,0 +1,110 @@
+"""
+A job as Python sees it, and its states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Status(enum.Enum):
+    """The state of a job."""
+
+    TODO = "todo"
+    DOING = "doing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABORTED = "aborted"
+
+
+class DeleteJobCondition(enum.Enum):
+    """Which finished jobs a worker deletes, instead of keeping them as history."""
+
+    NEVER = "never"
+    SUCCESSFUL = "successful"
+    ALWAYS = "always"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """
+    One job, as it was when it was read.
+
+    `attempts` counts the runs that ended or were lost: it is 0 during the first.
+    """
+
+    id: int | None
+    status: str | None = None
+    queue: str
+    priority: int = 0
+    lock: str | None
+    queueing_lock: str | None
+    task_name: str
+    task_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scheduled_at: datetime.datetime | None = None
+    attempts: int = 0
+    abort_requested: bool = False
+    worker_id: int | None = None
+    headers: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    # In the order of VIEW_COLUMNS.
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Job:
+        """Make a job of a row of the view `procrastinate.jobs`."""
+        values = dict(zip(VIEW_COLUMNS.values(), row, strict=True))
+        return cls(**{**values, "headers": values["headers"] or {}})
+
+    def asdict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def evolve(self, **changes: Any) -> Job:
+        """Return a copy with these fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def log_context(self, *, log_args: bool = True) -> dict[str, Any]:
+        """Return what log records carry as `job`."""
+        context = self.asdict()
+        if not log_args:
+            context["task_kwargs"] = {}
+        if self.scheduled_at:
+            context["scheduled_at"] = self.scheduled_at.isoformat()
+        context["call_string"] = call_string(
+            self.task_name, self.id, self.task_kwargs if log_args else None
+        )
+        return context
+
+    @property
+    def call_string(self) -> str:
+        """The job as a call, for people: `name[id](key=value)`."""
+        return call_string(self.task_name, self.id, self.task_kwargs)
+
+
+# What the view calls each field of a job.
+VIEW_COLUMNS = {
+    "id": "id",
+    "status": "status",
+    "queue": "queue",
+    "priority": "priority",
+    "lock": "lock",
+    "queueing_lock": "queueing_lock",
+    "task": "task_name",
+    "args": "task_kwargs",
+    "scheduled_at": "scheduled_at",
+    "attempts": "attempts",
+    "abort_requested": "abort_requested",
+    "worker_id": "worker_id",
+    "headers": "headers",
+}
+
+
+def call_string(task_name: str, job_id: int | None, kwargs: Mapping[str, Any] | None) -> str:
+    """Write a job as a call; without kwargs, three dots stand for them."""
+    shown = (
+        "..." if kwargs is None else ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    )
+    return f"{task_name}{'' if job_id is None else f'[{job_id}]'}({shown})"

@@ -1,0 +1,175 @@
+"""
+The connection over which a worker's loop talks to the database, made again as often as it breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+from time import monotonic
+from typing import Any, TypeVar
+
+import psycopg
+
+from pyprocrastinate import operations
+from pyprocrastinate.connector import PsycopgConnector
+from pyprocrastinate.operations import Call
+
+T = TypeVar("T")
+
+# What the server may answer a statement that will do as it is a little later.
+_PASSING_CLASSES = ("08", "40", "53", "57", "58")
+_PASSING = ("25006", "55P03")
+# A pooler between us and the server has no memory for prepared statements.
+_NOT_PREPARED = ("26000", "42P05")
+_LONGEST_PAUSE = 5.0
+
+
+def is_passing(sqlstate: str | None) -> bool:
+    """Tell whether what failed like this may be tried again as it is."""
+    return sqlstate is not None and (sqlstate[:2] in _PASSING_CLASSES or sqlstate in _PASSING)
+
+
+def stop_preparing(connector: PsycopgConnector, sqlstate: str | None) -> bool:
+    """Do without prepared statements from now on, if that is what went wrong."""
+    return sqlstate in _NOT_PREPARED and connector.prepare_nothing()
+
+
+def backoff(attempt: int) -> float:
+    """
+    Return how long to wait before this attempt, with jitter, so that workers do not come back all
+    at once.
+    """
+    return min(_LONGEST_PAUSE, 0.1 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None) -> None:
+    """Make whoever waits for this connection fail at once; safe from any thread."""
+    if connection is None:
+        return
+    with contextlib.suppress(OSError, psycopg.Error):
+        borrowed = socket.socket(fileno=connection.fileno())
+        try:
+            borrowed.shutdown(socket.SHUT_RDWR)
+        finally:
+            borrowed.detach()
+
+
+class Unreachable(Exception):
+    """The worker is to stop and the database does not answer."""
+
+
+class Link:
+    """
+    Carries calls, one at a time.
+
+    What fails because of the connection, or of a state of the server that will pass, is tried again
+    until it works, or
+    until `limit` seconds have passed since that was set.
+    So a call may have taken effect more than once, or without its answer having been seen:
+    `interrupted` is set then.
+    """
+
+    def __init__(
+        self, connector: PsycopgConnector, logger: logging.Logger, patience: float
+    ) -> None:
+        self.interrupted = False
+        self.round_trip = float("inf")
+        self._connector = connector
+        self._logger = logger
+        self._patience = patience
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._opening: asyncio.Timeout | None = None
+        self._deadline: float | None = None
+
+    async def open(self) -> None:
+        """Connect, or raise."""
+        async with asyncio.timeout(None) as self._opening:
+            self._connection = await self._connector.connect_async()
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            with contextlib.suppress(psycopg.Error):
+                await connection.close()
+
+    def limit(self, seconds: float) -> None:
+        """Give up on the database after this long, even in the middle of a call."""
+        if self._deadline is None:
+            self._deadline = monotonic() + seconds
+            asyncio.get_running_loop().call_later(seconds, self._cut)
+
+    async def call(self, call: Call[T]) -> T:
+        """
+        Carry out a call.
+
+        Raises:
+            Unreachable: The limit has passed.
+            psycopg.Error: The server refuses the call, and would do so again.
+        """
+        attempt = 0
+        while True:
+            try:
+                if self._connection is None:
+                    await self.open()
+                    self._logger.info(
+                        "Connected to the database again", extra={"action": "reconnected"}
+                    )
+                return await self._attempt(call)
+            except (psycopg.Error, TimeoutError) as error:
+                if not await self._recover(error):
+                    raise
+                if self.expired:
+                    raise Unreachable(str(error)) from error
+                self._logger.warning(
+                    "The database does not answer: %s",
+                    error,
+                    extra={"action": "database_error", "attempt": attempt},
+                )
+            await self._pause(backoff(attempt))
+            attempt += 1
+
+    def _cut(self) -> None:
+        sever(self._connection)
+        if self._connection is None and self._opening and not self._opening.expired():
+            self._opening.reschedule(0)
+
+    async def _attempt(self, call: Call[T]) -> T:
+        assert self._connection
+        # A link that is dead behind a proxy is never reported by the kernel.
+        timer = asyncio.get_running_loop().call_later(self._patience, sever, self._connection)
+        began = monotonic()
+        try:
+            result = await operations.run_async(self._connection, call, binary=True)
+        finally:
+            timer.cancel()
+        # The loop may have been busy when the answer came, so only the shortest trips tell the
+        # truth.
+        self.round_trip = min(monotonic() - began, self.round_trip * 1.05)
+        return result
+
+    async def _recover(self, error: Exception) -> bool:
+        """Make the connection usable again; tell whether the call is worth another attempt."""
+        sqlstate = getattr(error, "sqlstate", None)
+        broken = self._connection is None or self._connection.closed
+        if stop_preparing(self._connector, sqlstate):
+            broken = True
+        elif not (broken or is_passing(sqlstate)):
+            return False
+        if broken:
+            self.interrupted = True
+            await self.close()
+        return True
+
+    @property
+    def expired(self) -> bool:
+        """Tell whether the limit has passed."""
+        return self._deadline is not None and monotonic() >= self._deadline
+
+    async def _pause(self, seconds: float) -> None:
+        if self._deadline is not None:
+            seconds = min(seconds, 0.25)
+        await asyncio.sleep(seconds)

@@ -1,0 +1,112 @@
+"""
+How a run ended, as the schema wants to be told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from pyprocrastinate import exceptions, payload
+from pyprocrastinate.execution import Run
+from pyprocrastinate.job_context import AbortReason
+from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.operations import Outcomes
+
+_REASONS = {AbortReason.USER_REQUEST: "user", AbortReason.SHUTDOWN: "shutdown"}
+
+
+class Describer:
+    """Describes outcomes for one worker."""
+
+    def __init__(
+        self, delete_jobs: DeleteJobCondition, dumps: payload.JsonDumps, logger: logging.Logger
+    ) -> None:
+        self._keep_success = delete_jobs is DeleteJobCondition.NEVER
+        self._keep_others = delete_jobs is not DeleteJobCondition.ALWAYS
+        self._dumps = dumps
+        self._logger = logger
+
+    def describe(self, run: Run) -> None:
+        """
+        Set `run.described`, unless it is a plain success; whatever is odd about it is put down to
+        this run alone.
+        """
+        task = run.task
+        stores = task is not None and task.store_result and run.result is not None
+        if run.outcome == "succeeded" and not stores:
+            return
+        try:
+            run.described = self._describe(run)
+        except Exception as error:  # noqa: BLE001  # codecs and strategies are user code
+            self._logger.error(
+                "Job %s: its outcome cannot be told: %s",
+                run.id,
+                error,
+                extra={"action": "job_outcome_error", "job_id": run.id},
+            )
+            self.describe_failure(run, error)
+
+    def describe_failure(self, run: Run, error: BaseException) -> None:
+        """Set `run.described` to a failure that is surely understood, and is not retried."""
+        run.outcome = "failed"
+        run.described = self._encode(run, error=payload.error_report(error), retry=None)
+
+    def gather(self, runs: Sequence[Run]) -> Outcomes:
+        plain = [run for run in runs if run.described is None]
+        return Outcomes(
+            ids=[run.id for run in plain],
+            tokens=[run.token for run in plain],
+            described=[run.described for run in runs if run.described is not None],
+            keep=self._keep_success,
+        )
+
+    def _describe(self, run: Run) -> str:
+        details: dict[str, Any] = {}
+        if run.outcome == "succeeded":
+            described = self._encode(run)
+            if (result := self._result(run)) is not None:
+                return f'{described[:-1]},"result":{result}}}'
+            return described
+        if run.outcome == "aborted" and run.reason:
+            details["reason"] = _REASONS[run.reason]
+        if run.error is not None:
+            details["error"] = self._error(run, run.error)
+            if run.reason is not AbortReason.USER_REQUEST:
+                details |= self._retry(run, run.error)
+        return self._encode(run, **details)
+
+    def _encode(self, run: Run, **details: Any) -> str:
+        keep = self._keep_success if run.outcome == "succeeded" else self._keep_others
+        outcome = {"id": run.id, "token": run.token, "outcome": run.outcome, "keep": keep}
+        return payload.encode(outcome | details, json.dumps, "the outcome")
+
+    def _error(self, run: Run, error: BaseException) -> dict[str, Any]:
+        strategy = run.task and run.task.retry_strategy
+        return payload.error_report(error, getattr(strategy, "retry_exceptions", None) or ())
+
+    def _retry(self, run: Run, error: BaseException) -> dict[str, Any]:
+        """Return the decision of user code, if there is one to ask; else the policy decides."""
+        if isinstance(error, exceptions.JobRetry):
+            return {"retry": error.retry_decision.as_outcome()}
+        task = run.task
+        if not task or not task.retry_strategy or task.retry_strategy.policy() is not None:
+            return {}
+        if run.outcome == "aborted" and run.reason is None:
+            return {}
+        retry = task.get_retry_exception(error, run.job)
+        return {"retry": retry and retry.retry_decision.as_outcome()}
+
+    def _result(self, run: Run) -> str | None:
+        try:
+            return payload.encode_result(run.result, self._dumps)
+        except Exception as error:  # noqa: BLE001  # codecs and strategies are user code
+            self._logger.warning(
+                "Job %s: its result is not stored: %s",
+                run.id,
+                error,
+                extra={"action": "job_result_not_stored", "job_id": run.id},
+            )
+            return None

@@ -1,0 +1,209 @@
+"""
+Keeps a worker alive in the database, from a thread and a connection of its own.
+
+Heartbeats, the clock's work (`tick_v1`), requests to abort and wake-ups go on while the event loop
+is blocked, while the
+worker shuts down, and while all slots are taken.
+Nothing that a notification says is believed: it only makes the worker look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import selectors
+import socket
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Protocol
+
+import psycopg
+
+from pyprocrastinate import operations
+from pyprocrastinate.connector import PsycopgConnector
+from pyprocrastinate.link import backoff, sever, stop_preparing
+
+CHANNEL = "procrastinate_v1"
+# However many notifications come, the database is asked this often at most.
+_SHORTEST_INTERVAL = 0.05
+_TICK_JITTER = 0.05
+
+
+class Patient(Protocol):
+    """Whose pulse it is; each method is called from the thread."""
+
+    def beat(self, sent_at: float) -> None:
+        """The worker was registered when asked at this time."""
+
+    def lost(self, worker_id: int) -> None:
+        """The worker is no longer registered."""
+
+    def abort(self, job_ids: list[int]) -> None:
+        """These are to be stopped."""
+
+    def wake(self) -> None:
+        """A job may be ready."""
+
+    def ticked(self, events: list[operations.Row]) -> None:
+        """The clock's work was done."""
+
+
+class Pulse:
+    """
+    The thread; `worker_id` may change while it runs, and None keeps it from speaking for anybody.
+    """
+
+    def __init__(
+        self,
+        connector: PsycopgConnector,
+        patient: Patient,
+        logger: logging.Logger,
+        *,
+        queues: Iterable[str] | None,
+        listen: bool,
+        heartbeat_interval: float,
+        abort_interval: float,
+    ) -> None:
+        self.worker_id: int | None = None
+        self._connector = connector
+        self._patient = patient
+        self._logger = logger
+        self._listen = listen
+        self._interval = min(heartbeat_interval, abort_interval)
+        self._payloads = None if queues is None else {wake_payload(queue) for queue in queues}
+        self._connection: psycopg.Connection[Any] | None = None
+        self._beat_at = self._beat_no_sooner = 0.0
+        self._tick_at: float | None = None
+        self._stopping = threading.Event()
+        self._poke_out, self._poke_in = socket.socketpair()
+        self._poke_in.setblocking(False)
+        self._poke_out.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="pyprocrastinate-pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Give a heartbeat now."""
+        self._beat_at = 0.0
+        with suppress(OSError):
+            self._poke_in.send(b"!")
+
+    def sever(self) -> None:
+        """Break the connection, if its end no longer answers."""
+        sever(self._connection)
+
+    def stop(self, patience: float) -> None:
+        """Come to an end, but wait no longer than this for the database."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self.poke()
+            self._thread.join(patience)
+        if self._thread.is_alive():
+            self.sever()
+            self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._poke_in.close()
+            self._poke_out.close()
+
+    def _run(self) -> None:
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                with self._connector.connect() as self._connection:
+                    if self._listen:
+                        self._connection.execute(f"listen {CHANNEL}".encode())
+                    # Whatever was said while nobody listened.
+                    self._beat_at = 0.0
+                    self._patient.wake()
+                    while not self._stopping.is_set():
+                        self._serve(self._connection)
+                        attempt = 0
+            except psycopg.Error as error:
+                stop_preparing(self._connector, error.sqlstate)
+                if not self._stopping.is_set():
+                    self._logger.warning(
+                        "The connection for heartbeats is broken: %s",
+                        error,
+                        extra={"action": "update_heartbeats_error"},
+                    )
+            except Exception:
+                self._logger.exception(
+                    "The thread for heartbeats failed", extra={"action": "update_heartbeats_error"}
+                )
+            self._stopping.wait(backoff(attempt))
+            attempt += 1
+
+    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+        """Do what is due, then wait until something else is."""
+        now = monotonic()
+        if now >= max(self._beat_at, self._beat_no_sooner):
+            self._beat(connection, now)
+        if self._tick_at is not None and now >= self._tick_at:
+            self._tick(connection)
+        due = max(self._beat_at, self._beat_no_sooner)
+        if self._tick_at is not None:
+            due = min(due, self._tick_at)
+        # Read what has arrived before going to sleep: some came along with the answers above.
+        if not self._heed(connection):
+            self._wait(connection, max(0.0, due - monotonic()))
+
+    def _beat(self, connection: psycopg.Connection[Any], now: float) -> None:
+        self._beat_at = now + self._interval
+        self._beat_no_sooner = now + _SHORTEST_INTERVAL
+        worker_id = self.worker_id
+        if worker_id is None:
+            return
+        answer = operations.run(connection, operations.heartbeat(worker_id), binary=True)
+        if answer.next_tick_in is not None:
+            self._tick_at = now + answer.next_tick_in + random.uniform(0, _TICK_JITTER)  # noqa: S311
+        if not answer.registered:
+            self._patient.lost(worker_id)
+            return
+        self._patient.beat(now)
+        if answer.abort:
+            self._patient.abort(list(answer.abort))
+
+    def _tick(self, connection: psycopg.Connection[Any]) -> None:
+        # Until the answer says otherwise; a tick that fails must not be asked for again and again.
+        self._tick_at = monotonic() + 5.0
+        events, next_tick_in = operations.run(connection, operations.tick(), binary=True)
+        if next_tick_in is not None:
+            self._tick_at = monotonic() + next_tick_in + random.uniform(0, _TICK_JITTER)  # noqa: S311
+        if events:
+            self._patient.ticked(events)
+
+    def _heed(self, connection: psycopg.Connection[Any]) -> bool:
+        """
+        Read the notifications that are here; tell whether the worker looked up because of one.
+        """
+        payloads = {notify.payload for notify in connection.notifies(timeout=0)}
+        if "a" in payloads:
+            self._beat_at = 0.0
+        if self._payloads is None:
+            woken = any(payload.startswith("q") for payload in payloads)
+        else:
+            woken = not self._payloads.isdisjoint(payloads)
+        if woken:
+            self._patient.wake()
+        if payloads:
+            # The worker knows by now; a flood is read in gulps.
+            self._stopping.wait(0.002)
+        return bool(payloads)
+
+    def _wait(self, connection: psycopg.Connection[Any], seconds: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            selector.register(self._poke_out, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(seconds)]
+        if self._poke_out in ready:
+            with suppress(OSError):
+                self._poke_out.recv(4096)
+
+
+def wake_payload(queue: str) -> str:
+    """Return what is notified when a job of this queue may be ready."""
+    return "q" + hashlib.sha256(queue.encode()).hexdigest()[:8]

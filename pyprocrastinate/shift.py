@@ -1,0 +1,492 @@
+"""
+One run of a worker, from registering to taking leave.
+
+Its loop makes one call a round: what ended goes out and what fits comes in, in one statement and
+one round trip.
+What must go on whatever the event loop does is in `pulse`; how user code runs is in `execution`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+
+from pyprocrastinate import exceptions, operations, payload, periodic
+from pyprocrastinate.execution import Execution, Run
+from pyprocrastinate.job_context import AbortReason, JobContext
+from pyprocrastinate.joblog import JobLog
+from pyprocrastinate.link import Link, Unreachable, is_passing
+from pyprocrastinate.outcomes import Describer
+from pyprocrastinate.protocol import PROTOCOL, check_protocol
+from pyprocrastinate.pulse import Pulse
+
+if TYPE_CHECKING:
+    from pyprocrastinate.worker import Worker
+
+T = TypeVar("T")
+
+# When an idle worker looks again, in seconds after its last look: a defer that was committing as it
+# went idle may have
+# taken it for busy and notified nobody.
+_LOOKS = (0.05, 0.2, 0.75)
+# How much work, by the clock, may be fetched before there is a slot for it, how many jobs, and how
+# long they may lie.
+_AHEAD_SECONDS = 0.1
+_AHEAD_JOBS = 400
+_AHEAD_LIES = 0.5
+# How long a worker with nothing left to run goes on telling a database that does not answer.
+_PARTING_SECONDS = 5.0
+_RESEND_SECONDS = 0.2
+_RECONCILE_AGAIN_SECONDS = 10.0
+NOT_REGISTERED = "JQ004"
+
+
+class Shift:
+    """
+    The loop and all that changes while a worker runs.
+
+    Everything but `stop` and the methods for the pulse belongs to the event loop's thread.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.worker_id: int | None = None
+        self.logger = worker.logger
+        self._loop = asyncio.get_running_loop()
+        self._log = JobLog(
+            worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args
+        )
+        self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
+        self._pulse = Pulse(
+            worker.connector,
+            self,
+            worker.logger,
+            queues=worker.queues,
+            listen=worker.listen_notify,
+            heartbeat_interval=worker.update_heartbeat_interval,
+            abort_interval=worker.abort_job_polling_interval,
+        )
+        self._execution = Execution(
+            worker.concurrency,
+            worker.connector.json_loads,
+            self._make_context,
+            self._log.started,
+            self._ended,
+        )
+        self._describer = Describer(worker.delete_jobs, worker.connector.json_dumps, worker.logger)
+        self._outbox: list[Run] = []
+        self._held_back: set[Run] = set()
+        self._woken = asyncio.Event()
+        self._stopping = False
+        self._failure: psycopg.Error | None = None
+        self._alive_at = 0.0
+        self._scan: Sequence[int] | None = None
+        # Whether a fetch may find something; if not, when to look, and how often that was in vain.
+        self._hungry = True
+        self._look_at = 0.0
+        self._looks = 0
+        self._drained = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    async def work(self) -> None:
+        """
+        Work until stopped or drained.
+
+        Raises ConnectorException when the database refuses the worker, or could not be told how
+        jobs ended; those are
+        run again by others.
+        """
+        with operations.translated():
+            try:
+                await self._start()
+                await self._serve()
+                await self._leave()
+            except Unreachable as error:
+                self._take_loss(error)
+            finally:
+                for timer in self._timers.values():
+                    timer.cancel()
+                await asyncio.to_thread(self._pulse.stop, 2.0)
+                await self._link.close()
+                self._execution.close()
+        self.logger.info("Stopped worker", extra={"action": "stop_worker"})
+
+    def stop(self) -> None:
+        """Begin to stop; from any thread, and from a signal handler."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._on_stop)
+
+    def abort_running(self) -> None:
+        """Ask all running tasks to stop."""
+        for run in self._execution.abort(list(self._execution.running), AbortReason.SHUTDOWN):
+            self._log.abort_requested(run)
+
+    # Coming and going
+
+    async def _start(self) -> None:
+        await self._link.open()
+        check_protocol(*await self._link.call(operations.protocol()))
+        await self._register()
+        for schedule in self.worker.app.periodic_registry.periodic_tasks.values():
+            now = datetime.datetime.now(datetime.UTC)
+            if calls := periodic.comparison(schedule, now):
+                times = [await self._link.call(call) for call in calls]
+                periodic.warn_of_difference(schedule, times)
+        self._pulse.start()
+        self._watch()
+
+    async def _register(self) -> None:
+        app = self.worker.app
+        max_delay = app.periodic_defaults.get("max_delay", periodic.DEFAULT_MAX_DELAY)
+        schedules = [
+            schedule.as_schedule(max_delay)
+            for schedule in app.periodic_registry.periodic_tasks.values()
+        ]
+        info = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "concurrency": self.worker.concurrency,
+        }
+        sent_at = monotonic()
+        self.worker_id = await self._link.call(
+            operations.register(
+                name=self.worker.worker_name,
+                queues=self.worker.queues,
+                tasks=payload.encode({name: t.as_registered() for name, t in app.tasks.items()}),
+                schedules=payload.encode(schedules, self.worker.connector.json_dumps),
+                protocol=PROTOCOL,
+                stalled_after=self.worker.stalled_worker_timeout,
+                info=json.dumps(info),
+            )
+        )
+        self._alive_at = sent_at
+        self._pulse.worker_id = self.worker_id
+        self._pulse.poke()
+        self._hungry, self._scan = True, None
+        self.logger.info(
+            "Started worker %s on %s",
+            self.worker_id,
+            "all queues" if self.worker.queues is None else ", ".join(self.worker.queues),
+            extra={
+                "action": "start_worker",
+                "worker_id": self.worker_id,
+                "queues": self.worker.queues,
+            },
+        )
+
+    async def _leave(self) -> None:
+        if self.worker_id is not None:
+            # No heartbeat shall find the worker gone.
+            worker_id = self.worker_id
+            self.worker_id = self._pulse.worker_id = None
+            await self._link.call(operations.unregister(worker_id))
+        if self._failure:
+            raise self._failure
+
+    def _take_loss(self, error: Unreachable) -> None:
+        lost = len(self._outbox) + len(self._held_back)
+        self.logger.error(
+            "The database could not be told how %s jobs ended; they will be run again: %s",
+            lost,
+            error,
+            extra={"action": "stop_worker_error"},
+        )
+        if lost:
+            raise exceptions.ConnectorException(str(error)) from error
+
+    # The loop
+
+    async def _serve(self) -> None:
+        execution = self._execution
+        while True:
+            self._woken.clear()
+            execution.withdraw(float("inf") if self._stopping else monotonic() - _AHEAD_LIES)
+            if self.worker_id is None and not self._stopping:
+                await self._register()
+            if self._link.interrupted and self.worker_id is not None:
+                await self._reconcile(self.worker_id)
+            fetches = self._hungry and execution.free > 0 and not self._stopping
+            if self._outbox or fetches:
+                await self._exchange()
+            elif self._has_ended():
+                return
+            else:
+                await self._rest()
+
+    def _has_ended(self) -> bool:
+        idle = not (self._execution.busy or self._execution.waiting or self._held_back)
+        return idle and (self._stopping or self._drained)
+
+    async def _exchange(self) -> None:
+        """Tell what ended and fetch what fits."""
+        batch, self._outbox = self._outbox, []
+        self._drained = False
+        worker_id, capacity = self.worker_id, max(0, self._execution.free)
+        outcomes = self._describer.gather(batch)
+        try:
+            if self._stopping or worker_id is None:
+                verdicts = await self._link.call(operations.finish(worker_id or 0, outcomes))
+                claims: Sequence[operations.Row] = ()
+            else:
+                call = operations.work(
+                    worker_id, outcomes, capacity=capacity, extra=self._ahead(), scan=self._scan
+                )
+                work = await self._link.call(call)
+                claims, verdicts, self._scan = work.claims, work.verdicts, work.scan_next
+        except Unreachable:
+            self._outbox[:0] = batch
+            raise
+        except psycopg.Error as error:
+            await self._on_refusal(error, batch)
+            return
+        self._settle(batch, verdicts)
+        if claims and worker_id is not None:
+            self._accept(worker_id, claims)
+        if capacity > len(claims):
+            self._hungry = False
+            if batch or claims:
+                self._looks, self._look_at = 0, 0.0
+
+    async def _on_refusal(self, error: psycopg.Error, batch: list[Run]) -> None:
+        if error.sqlstate == NOT_REGISTERED:
+            self._outbox[:0] = batch
+            self._lose("it is no longer registered")
+        elif batch:
+            # One of them, or the fetch, is to blame: whoever is, the others shall not suffer.
+            for run in batch:
+                await self._tell_alone(run, error)
+        else:
+            self._fail(error)
+
+    async def _tell_alone(self, run: Run, cause: psycopg.Error) -> None:
+        for attempt in range(2):
+            if attempt:
+                self._describer.describe_failure(run, operations.translate(cause))
+            call = operations.finish(self.worker_id or 0, self._describer.gather([run]))
+            try:
+                self._settle([run], await self._link.call(call))
+                return
+            except psycopg.Error as error:
+                cause = error
+        self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", cause)
+
+    def _ahead(self) -> int:
+        """Return how many jobs to fetch beyond free slots."""
+        duration = self._execution.duration
+        if not self.worker.prefetch or duration is None or duration >= self._link.round_trip:
+            return 0
+        by_the_clock = _AHEAD_SECONDS * self.worker.concurrency / max(duration, 1e-6)
+        return max(0, int(min(_AHEAD_JOBS, by_the_clock)) - len(self._execution.waiting))
+
+    def _accept(self, worker_id: int, claims: Iterable[operations.Row]) -> None:
+        now, tasks = monotonic(), self.worker.app.tasks
+        runs = [Run(claim, tasks.get(claim[2]), worker_id, now) for claim in claims]
+        if self._stopping or worker_id != self.worker_id:
+            for run in runs:
+                self._ended(run)
+        else:
+            self._execution.offer(runs)
+
+    async def _rest(self) -> None:
+        """Look whether there is something to do, and if not, sleep until there may be."""
+        seconds: float | None = None
+        if self._execution.free > 0 and not self._stopping:
+            if monotonic() >= self._look_at:
+                await self._look()
+            if self._hungry or self._drained or self.worker_id is None:
+                return
+            seconds = max(0.0, self._look_at - monotonic())
+        if self._execution.waiting:
+            lies = self._execution.waiting[0].fetched_at + _AHEAD_LIES - monotonic()
+            seconds = max(0.0, lies if seconds is None else min(lies, seconds))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+
+    async def _look(self) -> None:
+        assert self.worker_id is not None
+        try:
+            ready, due_in = await self._link.call(operations.idle(self.worker_id))
+        except psycopg.Error as error:
+            await self._on_refusal(error, [])
+            return
+        self._scan = None
+        pause = self.worker.fetch_job_polling_interval
+        if self._looks < len(_LOOKS):
+            pause = min(pause, _LOOKS[self._looks])
+        if due_in is not None and due_in > 0:
+            pause = min(pause, due_in)
+        self._look_at = monotonic() + pause
+        # What looks ready may be behind a lock that another worker holds.
+        in_vain = not ready or self._looks > 0
+        self._looks += 1
+        self._hungry = ready
+        busy = self._execution.busy or self._outbox or self._held_back
+        self._drained = in_vain and not self.worker.wait and not busy
+
+    # Outcomes
+
+    def _ended(self, run: Run) -> None:
+        """A run has ended, or a claim is given back without one."""
+        if run.lost and run.outcome == "aborted":
+            self._log.warn(run, "job_lost", "has stopped; others will run it")
+        else:
+            self._describer.describe(run)
+            self._outbox.append(run)
+        self._woken.set()
+        self._part()
+
+    def _settle(self, batch: Sequence[Run], verdicts: Sequence[Mapping[str, Any]]) -> None:
+        """Heed what the schema made of the outcomes."""
+        by_token = {verdict["token"]: verdict for verdict in verdicts}
+        if not by_token and not self._log.wanted:
+            return
+        for run in batch:
+            match by_token.get(run.token):
+                case None:
+                    self._log.ended(run, "succeeded", None)
+                case {"verdict": "refused", "sqlstate": sqlstate} as verdict:
+                    self._resend(run, sqlstate, verdict.get("message"))
+                case {"verdict": "stale"}:
+                    self._log.warn(
+                        run, "job_stale", "was given to another worker; its outcome does not count"
+                    )
+                case verdict:
+                    self._log.ended(run, verdict.get("status"), verdict.get("retry_at"))
+
+    def _resend(self, run: Run, sqlstate: str, message: str | None) -> None:
+        if is_passing(sqlstate):
+            if not self._link.expired:
+                self._held_back.add(run)
+                self._loop.call_later(_RESEND_SECONDS, self._send_again, run)
+        elif not run.refused:
+            run.refused = True
+            error = exceptions.ConnectorException(
+                f"the outcome was refused: {message} ({sqlstate})"
+            )
+            self._describer.describe_failure(run, error)
+            self._outbox.append(run)
+        else:
+            self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", message)
+
+    def _send_again(self, run: Run) -> None:
+        self._held_back.discard(run)
+        self._outbox.append(run)
+        self._woken.set()
+
+    async def _reconcile(self, worker_id: int) -> None:
+        """Give back what was fetched by a call whose answer never came."""
+        known = {run.token for run in (*self._execution.all(), *self._outbox, *self._held_back)}
+        held = await self._link.call(operations.held(worker_id))
+        self._link.interrupted = False
+        for job_id, token in held:
+            if token not in known:
+                run = Run.unseen(job_id, token, worker_id)
+                self._ended(run)
+
+    # Being told to stop, and losing touch
+
+    def _on_stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self.logger.info(
+            "Stopping worker; %s jobs are running",
+            len(self._execution.running),
+            extra={"action": "stopping_worker"},
+        )
+        if (seconds := self.worker.shutdown_graceful_timeout) is not None:
+            self._timers["stop"] = self._loop.call_later(seconds, self.abort_running)
+        self._part()
+        self._woken.set()
+
+    def _part(self) -> None:
+        if self._stopping and not self._execution.busy:
+            self._link.limit(_PARTING_SECONDS)
+
+    def _fail(self, error: psycopg.Error) -> None:
+        self.logger.error(
+            "The database refuses the worker: %s", error, extra={"action": "worker_error"}
+        )
+        self._failure = error
+        self._on_stop()
+
+    def _lose(self, why: str) -> None:
+        """Give the jobs up: others have them, or soon will."""
+        if self.worker_id is None:
+            return
+        self.worker_id = self._pulse.worker_id = None
+        count = self._execution.lose()
+        self.logger.error(
+            "The worker has lost its jobs, because %s; %s running ones are asked to stop",
+            why,
+            count,
+            extra={"action": "worker_lost"},
+        )
+        self._woken.set()
+
+    def _watch(self) -> None:
+        """Stop the tasks in time when no heartbeat gets through."""
+        timeout = self.worker.stalled_worker_timeout
+        if monotonic() - self._alive_at > timeout * 2 / 3:
+            self._lose("it is cut off from the database")
+            self._pulse.sever()
+        self._timers["watch"] = self._loop.call_later(timeout / 30, self._watch)
+
+    # What the pulse tells, from its thread
+
+    def beat(self, sent_at: float) -> None:
+        self._alive_at = sent_at
+
+    def lost(self, worker_id: int) -> None:
+        self._in_loop(self._on_lost, worker_id)
+
+    def abort(self, job_ids: list[int]) -> None:
+        self._in_loop(self._on_abort, job_ids)
+
+    def wake(self) -> None:
+        self._in_loop(self._on_wake)
+
+    def ticked(self, events: list[operations.Row]) -> None:
+        self._in_loop(self._on_tick, events)
+
+    def _in_loop(self, callback: Callable[..., object], *args: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _on_lost(self, worker_id: int) -> None:
+        if worker_id == self.worker_id:
+            self._lose("it gave no heartbeat for too long")
+
+    def _on_abort(self, job_ids: list[int]) -> None:
+        for run in self._execution.abort(job_ids, AbortReason.USER_REQUEST):
+            self._log.abort_requested(run)
+
+    def _on_wake(self) -> None:
+        self._hungry, self._looks = True, 0
+        self._woken.set()
+
+    def _on_tick(self, events: list[operations.Row]) -> None:
+        self._log.ticked(events)
+        self._on_wake()
+
+    def _make_context(self, run: Run) -> JobContext:
+        return JobContext(
+            app=self.worker.app,
+            worker_name=self.worker.worker_name,
+            worker_queues=self.worker.queues,
+            job=run.job,
+            token=run.token,
+            start_timestamp=run.timestamp,
+            additional_context=self.worker.additional_context.copy(),
+            abort_reason=lambda: run.reason,
+        )

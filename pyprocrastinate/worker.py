@@ -1,0 +1,161 @@
+"""
+The worker as its user sees it: options, start and stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pyprocrastinate import exceptions
+from pyprocrastinate.connector import PsycopgConnector
+from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.shift import Shift
+from pyprocrastinate.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from pyprocrastinate.app import App
+    from pyprocrastinate.tasks import Task
+
+
+class Worker:
+    """
+    Runs jobs until it is stopped; it can be run again then.
+
+    Args:
+        queues: Names of queues; None means all, an empty list none.
+        name: What it is called in logs and in the view `procrastinate.workers`.
+        concurrency: How many tasks run at a time.
+        wait: Whether to go on when nothing is ready.
+        fetch_job_polling_interval: How long to sleep at most with nothing to do, in seconds as all
+            times.
+        abort_job_polling_interval: How soon a request to abort is noticed without a notification.
+        shutdown_graceful_timeout: How long, after `stop`, tasks may go on before they are asked to
+            stop; None: for ever.
+        listen_notify: Whether to listen; behind a pooler in transaction mode, notifications never
+            arrive.
+        delete_jobs: Which finished jobs are not kept: never, successful or always.
+        additional_context: Passed to tasks as `context.additional_context`, each time as a copy.
+        install_signal_handlers: Whether SIGINT and SIGTERM stop the worker; the second one kills
+            the process.
+        update_heartbeat_interval: How often it tells that it lives.
+        stalled_worker_timeout: After how long without a heartbeat its jobs go to others.
+        prefetch: Whether to fetch ahead of free slots while tasks are shorter than a round trip.
+        log_args: Whether logs may hold arguments of jobs.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        queues: Iterable[str] | None = None,
+        name: str | None = "worker",
+        concurrency: int = 1,
+        wait: bool = True,
+        fetch_job_polling_interval: float = 5.0,
+        abort_job_polling_interval: float = 5.0,
+        shutdown_graceful_timeout: float | None = None,
+        listen_notify: bool = True,
+        delete_jobs: str | DeleteJobCondition = DeleteJobCondition.NEVER,
+        additional_context: dict[str, Any] | None = None,
+        install_signal_handlers: bool = True,
+        update_heartbeat_interval: float = 10.0,
+        stalled_worker_timeout: float = 30.0,
+        prefetch: bool = True,
+        log_args: bool = True,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        if not 0 < update_heartbeat_interval <= stalled_worker_timeout / 2:
+            raise ValueError(
+                "update_heartbeat_interval must be at most half of stalled_worker_timeout"
+            )
+        if not isinstance(app.connector, PsycopgConnector):
+            raise exceptions.SyncConnectorConfigurationError
+        self.app = app
+        self.connector = app.connector
+        self.queues = None if queues is None else list(queues)
+        self.worker_name = name or "worker"
+        self.concurrency = concurrency
+        self.wait = wait
+        self.fetch_job_polling_interval = fetch_job_polling_interval
+        self.abort_job_polling_interval = abort_job_polling_interval
+        self.shutdown_graceful_timeout = shutdown_graceful_timeout
+        self.listen_notify = listen_notify
+        self.delete_jobs = DeleteJobCondition(delete_jobs)
+        self.additional_context = additional_context or {}
+        self.install_signal_handlers = install_signal_handlers
+        self.update_heartbeat_interval = update_heartbeat_interval
+        self.stalled_worker_timeout = stalled_worker_timeout
+        self.prefetch = prefetch
+        self.log_args = log_args
+        self.logger = logging.getLogger(f"{__name__}.{self.worker_name}")
+        self._shift: Shift | None = None
+        self._stop_requested = False
+
+    @property
+    def worker_id(self) -> int | None:
+        """The id under which the worker is registered; it may change while it runs."""
+        return self._shift.worker_id if self._shift else None
+
+    def find_task(self, task_name: str) -> Task[..., Any, ...]:
+        """Return the task of this name or alias; raises TaskNotFound."""
+        if task := self.app.tasks.get(task_name):
+            return task
+        raise exceptions.TaskNotFound(f"there is no task {task_name}")
+
+    def stop(self) -> None:
+        """
+        Begin no more jobs, and end when the running ones have; from any thread, any number of
+        times.
+
+        Said before the worker runs, it holds for the next run.
+        """
+        self._stop_requested = True
+        if shift := self._shift:
+            shift.stop()
+
+    async def run(self) -> None:
+        """
+        Work until stopped.
+
+        Cancelled, it stops gracefully and then raises CancelledError; cancelled again, it asks the
+        running tasks to stop.
+        """
+        shift = self._shift = Shift(self)
+        signals = (
+            stop_on_signals(self.stop, self.logger)
+            if self.install_signal_handlers
+            else nullcontext()
+        )
+        try:
+            with signals:
+                if self._stop_requested:
+                    shift.stop()
+                work = asyncio.create_task(shift.work())
+                try:
+                    await asyncio.wait({work})
+                except asyncio.CancelledError:
+                    await self._wind_up(shift, work)
+                    raise
+                await work
+        finally:
+            self._shift = None
+            self._stop_requested = False
+
+    async def _wind_up(self, shift: Shift, work: asyncio.Task[None]) -> None:
+        shift.stop()
+        while not work.done():
+            try:
+                await asyncio.wait({work})
+            except asyncio.CancelledError:
+                shift.abort_running()
+        if error := work.exception():
+            self.logger.error(
+                "The worker failed while it stopped",
+                exc_info=error,
+                extra={"action": "stop_worker_error"},
+            )
