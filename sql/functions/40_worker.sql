@@ -93,6 +93,14 @@ comment on function procrastinate.heartbeat_v1(bigint) is
 'Say that a worker lives. Returns whether it is still registered (else its jobs were given away: register again), which of its '
 'jobs are to be aborted, when tick_v1 is due, and the time. One small write.';
 
+create or replace function procrastinate.held_v1(worker_id bigint) returns table (id bigint, token bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select j.id, j.token from procrastinate.job as j where j.worker_id = $1 and j.state = 'x' order by j.id
+$$;
+comment on function procrastinate.held_v1(bigint) is
+'List the jobs that a worker holds. After a lost connection it may hold some that it never saw, because the answer of the fetch '
+'was lost: it reports those as released.';
+
 create or replace function procrastinate.idle_v1(worker_id bigint)
 returns table (ready boolean, next_due_at timestamptz, at timestamptz)
 language plpgsql security definer
