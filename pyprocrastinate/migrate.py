@@ -5,6 +5,8 @@ The pre stage adds (`sql/migrations/pre/`), then loads all of `sql/functions/` i
 the workers are upgraded; the post stage removes (`sql/migrations/post/`).
 What was applied is recorded with a checksum in `procrastinate.migration`.
 Migrators take turns: each holds an advisory lock from its first look to its last step.
+A step waits only a moment for a table, because everybody else queues up behind it; then it gives
+way and tries again later.
 Nothing is ever taken back: a schema from a later release stays as it is.
 """
 
@@ -19,7 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors
 
 from pyprocrastinate import _sqlfiles, embedded
 from pyprocrastinate._explain import describe
@@ -27,7 +29,7 @@ from pyprocrastinate.exceptions import REFUSALS, ProcrastinateException
 from pyprocrastinate.protocol import check_protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     Connection = psycopg.Connection[tuple[Any, ...]]
@@ -36,17 +38,21 @@ if TYPE_CHECKING:
 Stage = Literal["pre", "post"]
 logger = logging.getLogger(__name__)
 
+TURN_TIMEOUT = 300.0  # seconds that a migrator waits for another one
+LOCK_TIMEOUT = 2.0  # seconds that a step waits for a table
+ATTEMPTS = 10  # how often it does, over about a minute
+
 _LOCK = 0x70726F6372617374  # the advisory lock of all migrators
 _TRY_TURN = f"select pg_try_advisory_xact_lock({_LOCK})"
 _TURN = f"do $$ begin perform pg_advisory_xact_lock({_LOCK}); end $$;\n"
 _SETTINGS = """\
-set local lock_timeout = {lock_timeout};
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 do $$ begin
   perform set_config(name, '0', true) from pg_settings where name in
     ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout');
 end $$;
+set local lock_timeout = '{:.0f}ms';
 """
 
 
@@ -87,71 +93,43 @@ class Step:
         return not self.sql.startswith("-- no-transaction\n")
 
     @property
-    def statements(self) -> list[str]:
-        """Return what a step outside a transaction sends, one by one."""
-        return [part for part in re.split(r";[ \t]*\n", self.sql + "\n") if part.strip()]
-
-    @property
     def record(self) -> str:
         """Return the statement that records the step."""
-        values = map(sql.Literal, (self.number, self.stage, self.slug, self.checksum))
-        return (
-            sql.SQL("insert into {} (number, stage, slug, checksum) values ({});\n")
-            .format(sql.Identifier("procrastinate", "migration"), sql.SQL(", ").join(values))
-            .as_string(None)
-        )
+        values = f"{self.number}, '{self.stage}', '{self.slug}', '{self.checksum}'"
+        columns = "number, stage, slug, checksum"
+        return f"insert into procrastinate.migration ({columns}) values ({values});\n"  # noqa: S608
 
 
-def migrate(
-    conninfo: str = "",
-    *,
-    stage: Stage | None = None,
-    wait: float = 300,
-    lock_timeout: float = 2,
-    attempts: int = 10,
-    notify: Callable[[str], None] = logger.info,
-) -> list[Step]:
+def migrate(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
     """
     Apply what is pending, and return it.
 
-    Done twice, or by two at once, it is harmless: one waits for the other, up to `wait` seconds.
-    A step waits at most `lock_timeout` seconds for a table, because everybody else queues up behind
-    it; then it gives way and tries again later, `attempts` times.
+    Done twice, or by two at once, it is harmless: one waits for the other, and finds nothing to do.
     What was applied before an error stays applied and recorded.
 
     Args:
         conninfo: empty for $PROCRASTINATE_DSN, else libpq's PG* variables.
         stage: `pre` before the workers are upgraded, `post` after; by default both.
-        notify: is told, in words, what happens.
 
     Raises:
         MigrationError: a file was changed after it was applied, a table stays in use, …
         ProtocolInUse: a live worker speaks a protocol that the post stage retires.
         ProtocolNotSpoken: the schema is newer and has retired this release.
     """
-    with (
-        embedded.resolve(conninfo) as resolved,
-        _connect(resolved.conninfo) as guard,
-        guard.transaction(),
-    ):
-        _take_turn(guard, wait, notify)
-        with _connect(resolved.conninfo) as connection:
-            steps = _pending(connection, stage, notify)
+    with embedded.resolve(conninfo) as server, _connect(server) as guard, guard.transaction():
+        _take_turn(guard)
+        with _connect(server) as connection:
+            steps = _pending(connection, stage)
             for step in steps:
-                _apply_patiently(connection, step, lock_timeout, attempts, notify)
-                notify(f"applied {step.name}")
+                _apply_patiently(connection, step)
+                logger.info("Applied %s", step.name)
     return steps
 
 
-def plan(
-    conninfo: str = "",
-    *,
-    stage: Stage | None = None,
-    notify: Callable[[str], None] = logger.info,
-) -> list[Step]:
+def plan(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
     """Return what `migrate` would apply, in order, and change nothing."""
-    with embedded.resolve(conninfo) as resolved, _connect(resolved.conninfo) as connection:
-        return _pending(connection, stage, notify)
+    with embedded.resolve(conninfo) as server, _connect(server) as connection:
+        return _pending(connection, stage)
 
 
 def script(steps: list[Step]) -> str:
@@ -160,7 +138,7 @@ def script(steps: list[Step]) -> str:
     for step in steps:
         text = f"{step.sql}\n{step.record}"
         if step.in_transaction:
-            text = f"begin;\n{_TURN}{_SETTINGS.format(lock_timeout=2000)}\n{text}commit;\n"
+            text = f"begin;\n{_TURN}{_SETTINGS.format(LOCK_TIMEOUT * 1000)}\n{text}commit;\n"
         parts.append(f"-- {step.name}\n{text}")
     return "\n".join(parts)
 
@@ -172,10 +150,9 @@ def get_schema() -> str:
     It has no `begin` and no `commit` and sets nothing: run it in a transaction of your own, with
     `psql --single-transaction`, for instance.
     """
+    # In an empty database nothing is locked for long, and a transaction refuses `concurrently`.
     return "\n".join(
-        # nothing can be locked for long in there, and a transaction refuses the word
-        f"{step.sql if step.in_transaction else re.sub('(?i)concurrently', '', step.sql)}\n"
-        f"{step.record}"
+        (step.sql if step.in_transaction else step.sql.replace("concurrently", "")) + step.record
         for step in (*_steps("pre"), _functions(1), *_steps("post"))
     )
 
@@ -193,27 +170,19 @@ def _functions(number: int) -> Step:
     return Step(number, "functions", version("pyprocrastinate"), files)
 
 
-def _pending(
-    connection: Connection, stage: Stage | None, notify: Callable[[str], None]
-) -> list[Step]:
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding != "UTF8":
-        raise MigrationError(
-            f'the encoding of database "{connection.info.dbname}" is {encoding}, not UTF8\n'
-            "Use a database made with: create database … encoding 'UTF8' template template0"
-        )
+def _pending(connection: Connection, stage: Stage | None) -> list[Step]:
     record = _read_record(connection)
     pre, post = _steps("pre"), _steps("post")
     for step in (*pre, *post):
-        _, checksum = record.get((step.number, step.stage), ("", step.checksum))
-        if checksum != step.checksum:
+        key = (step.number, step.stage)
+        if key in record and record[key][1] != step.checksum:
             raise MigrationError(
                 f"{step.files[0][0]} was changed after it was applied to this database\n"
                 "Restore it, and put the change into a new migration"
             )
-    first = [step for step in pre if (step.number, "pre") not in record]
     known = {(step.number, step.stage) for step in (*pre, *post)}
-    first += _pending_functions(connection, record, known, notify)
+    first = [step for step in pre if (step.number, "pre") not in record]
+    first += _pending_functions(connection, record, known)
     last = [step for step in post if (step.number, "post") not in record]
     if stage == "post" and first:
         raise MigrationError(
@@ -224,46 +193,39 @@ def _pending(
 
 
 def _pending_functions(
-    connection: Connection,
-    record: Record,
-    known: set[tuple[int, str]],
-    notify: Callable[[str], None],
+    connection: Connection, record: Record, known: set[tuple[int, str]]
 ) -> Iterator[Step]:
     loads = sorted(key for key in record if key[1] == "functions")
     mine = _functions(len(loads) + 1)
     release, checksum = record[loads[-1]] if loads else ("", "")
     if checksum == mine.checksum:
         return
-    if _number(release) > _number(mine.slug) or record.keys() - known - set(loads):
+    if _digits(release) > _digits(mine.slug) or record.keys() - known - set(loads):
         # Our functions would not serve the workers of the newer release; its functions serve ours,
         # or it has said that they do not.
         check_protocol(*connection.execute("select * from procrastinate.protocol()").fetchall()[0])
-        notify(
-            f"the functions in this database are of release {release}, newer than {mine.slug}, "
-            "and serve both: they are left as they are"
-        )
+        logger.warning("The functions are of release %s, newer than %s: kept", release, mine.slug)
     else:
         yield mine
 
 
-def _number(release: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", release)
-    return tuple(map(int, match[0].split("."))) if match else ()
+def _digits(release: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", release)][:3]
 
 
 def _read_record(connection: Connection) -> Record:
-    there = connection.execute(
-        "select to_regnamespace('procrastinate') is not null, "
-        "to_regclass('procrastinate.migration') is not null"
-    ).fetchone()
-    if there == (False, False):
-        return {}
-    rows = []
-    if there == (True, True):
-        rows = connection.execute(
-            "select number, stage, slug, checksum from procrastinate.migration"
-        ).fetchall()
-    if not rows:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise MigrationError(
+            f'the encoding of database "{connection.info.dbname}" is {encoding}, not UTF8\n'
+            "Use a database made with: create database … encoding 'UTF8' template template0"
+        )
+    found = connection.execute(
+        "select to_regclass('procrastinate.migration'), to_regnamespace('procrastinate')"
+    ).fetchall()[0]
+    query = "select number, stage, slug, checksum from procrastinate.migration"
+    rows = connection.execute(query).fetchall() if found[0] else []
+    if found[1] and not rows:
         raise MigrationError(
             "there is a schema procrastinate without a record of what was applied to it\n"
             "Drop it; to install by hand, run what `pyprocrastinate migrate --sql` prints"
@@ -271,66 +233,54 @@ def _read_record(connection: Connection) -> Record:
     return {(number, stage): (slug, checksum) for number, stage, slug, checksum in rows}
 
 
-def _connect(conninfo: str) -> Connection:
-    return psycopg.connect(
-        conninfo, autocommit=True, client_encoding="utf8", prepare_threshold=None
-    )
+def _connect(server: embedded.Resolved) -> Connection:
+    return psycopg.connect(server.conninfo, autocommit=True, client_encoding="utf8")
 
 
-def _take_turn(guard: Connection, wait: float, notify: Callable[[str], None]) -> None:
+def _take_turn(guard: Connection) -> None:
     # A transaction holds the lock, not a session, so that it works through a pooler.
     # No statement here has parameters: it would leave a portal open, the portal a snapshot, and
     # `create index concurrently` would wait for that snapshot, and so for us.
-    guard.execute("set local idle_in_transaction_session_timeout = 0")
-    guard.execute("set local statement_timeout = 0")
+    guard.execute(_SETTINGS.format(TURN_TIMEOUT * 1000).encode())
     if guard.execute(_TRY_TURN.encode()).fetchone() == (True,):
         return
-    notify("another migration is running: waiting for its end")
-    guard.execute(sql.SQL("set local lock_timeout = {}").format(int(wait * 1000)))
+    logger.warning("Another migration is running: waiting for its end")
     try:
         guard.execute(_TURN.encode())
     except errors.LockNotAvailable as error:
         raise MigrationError(
-            f"another migration is running, and was not done after {wait:g} seconds\n"
+            f"another migration is running, and was not done after {TURN_TIMEOUT:g} seconds\n"
             "Try again when it is; pg_stat_activity shows what it waits for"
         ) from error
 
 
-def _apply_patiently(
-    connection: Connection,
-    step: Step,
-    lock_timeout: float,
-    attempts: int,
-    notify: Callable[[str], None],
-) -> None:
-    for attempt in range(1, attempts + 1):
+def _apply_patiently(connection: Connection, step: Step) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            _apply(connection, step, lock_timeout)
+            _apply(connection, step)
             break
         except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
-            if attempt == attempts:
+            if attempt == ATTEMPTS:
                 raise MigrationError(
-                    f"{step.name}: a table was in use at each of {attempts} attempts\n"
-                    "pg_stat_activity shows which transactions are open for long; end them, "
-                    "and try again"
+                    f"{step.name}: a table was in use at each of {ATTEMPTS} attempts\n"
+                    "End the transactions that pg_stat_activity shows as open for long; try again"
                 ) from error
         pause = min(0.25 * 2**attempt, 8)
-        notify(f"{step.name}: a table is in use, trying again in {pause:g} s")
+        logger.warning("%s: a table is in use, trying again in %g s", step.name, pause)
         time.sleep(pause)
 
 
-def _apply(connection: Connection, step: Step, lock_timeout: float) -> None:
+def _apply(connection: Connection, step: Step) -> None:
     if step.in_transaction:
         with connection.transaction():
-            connection.execute(_SETTINGS.format(lock_timeout=int(lock_timeout * 1000)).encode())
+            connection.execute(_SETTINGS.format(LOCK_TIMEOUT * 1000).encode())
             for path, text in step.files:
                 _run(connection, path, text)
             connection.execute(step.record.encode())
     else:
-        connection.execute("set statement_timeout = 0")
-        for statement in step.statements:
+        # Several statements in one message would be one transaction.
+        for statement in ("set statement_timeout = 0", *step.sql.split(";\n"), step.record):
             _run(connection, step.files[0][0], statement)
-        connection.execute(step.record.encode())
 
 
 def _run(connection: Connection, path: Path, text: str) -> None:

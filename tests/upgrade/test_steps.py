@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -143,7 +144,7 @@ def test_functions_are_loaded_all_or_none(dsn: str, conn: Connection, release: A
 
 
 def test_an_older_release_leaves_the_functions_of_a_newer_one(
-    dsn: str, conn: Connection, release: Any
+    dsn: str, release: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     added = [
         release.add("migrations/pre/9001_more.sql", ADD),
@@ -154,9 +155,8 @@ def test_an_older_release_leaves_the_functions_of_a_newer_one(
     for path in added:
         path.unlink()
     release.is_called("98.9")
-    said: list[str] = []
-    assert migrate(dsn, notify=said.append) == []
-    assert "of release 99.0, newer than 98.9" in said[0]
+    assert migrate(dsn) == []
+    assert "of release 99.0, newer than 98.9" in caplog.text
 
 
 def test_the_newer_release_is_known_by_its_version_alone(dsn: str, release: Any) -> None:
@@ -236,7 +236,7 @@ def test_a_worker_that_registers_meanwhile_is_seen(
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as transaction:
             register(transaction.connection)
-            post = pool.submit(migrate, dsn, lock_timeout=60)
+            post = pool.submit(migrate, dsn)
             await_waiter(conn, "locktype = 'transactionid'")
         with pytest.raises(ProtocolInUse):
             post.result()
@@ -261,62 +261,80 @@ def test_a_worker_that_registers_too_late_is_refused(
 
 
 def test_two_migrators_at_once_both_succeed(
-    dsn: str, conn: Connection, connect: Connect, release: Any
+    dsn: str,
+    conn: Connection,
+    connect: Connect,
+    release: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
-    said: list[str] = []
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as reader:
             reader.connection.execute("select from procrastinate.job")
-            first = pool.submit(migrate, dsn, lock_timeout=60)
+            first = pool.submit(migrate, dsn)
             await_waiter(conn, "relation = 'procrastinate.job'::regclass")
-            second = pool.submit(migrate, dsn, notify=said.append)
+            second = pool.submit(migrate, dsn)
             await_waiter(conn, "locktype = 'advisory'")
         assert names(first.result()) == ["pre/9001_more"]
         assert second.result() == []
-    assert said == ["another migration is running: waiting for its end"]
+    assert "Another migration is running" in caplog.text
 
 
 def test_a_migrator_does_not_wait_for_ever(
-    dsn: str, conn: Connection, connect: Connect, release: Any
+    dsn: str,
+    conn: Connection,
+    connect: Connect,
+    release: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as reader:
             reader.connection.execute("select from procrastinate.job")
-            first = pool.submit(migrate, dsn, lock_timeout=60)
+            first = pool.submit(migrate, dsn)
             await_waiter(conn, "relation = 'procrastinate.job'::regclass")
+            monkeypatch.setattr("pyprocrastinate.migrate.TURN_TIMEOUT", 0.01)
             with pytest.raises(MigrationError, match="another migration is running"):
-                migrate(dsn, wait=0.01)
+                migrate(dsn)
         first.result()
 
 
 def test_a_table_in_use_makes_a_step_give_way_and_try_again(
-    dsn: str, connect: Connect, release: Any
+    dsn: str, connect: Connect, release: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
-    first_try: Future[str] = Future()
+    monkeypatch.setattr("pyprocrastinate.migrate.LOCK_TIMEOUT", 0.01)
+    gave_way, go_on = Event(), Event()
 
-    def notify(text: str) -> None:
-        if "in use" in text and not first_try.done():
-            first_try.set_result(text)
+    def pause(_: float) -> None:
+        gave_way.set()
+        go_on.wait(30)
 
+    monkeypatch.setattr("pyprocrastinate.migrate.time.sleep", pause)
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as reader:
             reader.connection.execute("select from procrastinate.job")
-            done = pool.submit(migrate, dsn, lock_timeout=0.01, notify=notify)
-            assert first_try.result(30).startswith("pre/9001_more: a table is in use")
+            done = pool.submit(migrate, dsn)
+            assert gave_way.wait(30)
             # between its tries it does not stand in anybody's way
             connect().execute("select procrastinate.defer('anything')")
+        go_on.set()
         assert names(done.result()) == ["pre/9001_more"]
 
 
-def test_a_table_in_use_for_too_long_is_an_error(dsn: str, connect: Connect, release: Any) -> None:
+def test_a_table_in_use_for_too_long_is_an_error(
+    dsn: str, connect: Connect, release: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
+    pauses: list[float] = []
+    monkeypatch.setattr("pyprocrastinate.migrate.LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr("pyprocrastinate.migrate.time.sleep", pauses.append)
     with connect().transaction() as reader:
         reader.connection.execute("select from procrastinate.job")
-        with pytest.raises(MigrationError, match="in use at each of 2 attempts"):
-            migrate(dsn, lock_timeout=0.01, attempts=2)
+        with pytest.raises(MigrationError, match="in use at each of 10 attempts"):
+            migrate(dsn)
+    assert pauses == sorted(pauses)
+    assert 30 < sum(pauses) < 120
 
 
 def test_an_index_is_built_while_a_job_is_deferred(
