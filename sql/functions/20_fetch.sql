@@ -11,7 +11,7 @@ declare
 begin
   select f.ids into v_ids
     from procrastinate._fetching(worker_id) as w
-   cross join lateral procrastinate._fetch(w.queues, capacity, 0, null, null, null, null, v_now) as f;
+   cross join lateral procrastinate._fetch(w.queues, greatest(capacity, 0), 0, null, null, null, null, v_now) as f;
   return query select c.* from procrastinate._claim(fetch_v1.worker_id, v_ids, v_now) as c;
 end $$;
 comment on function procrastinate.fetch_v1(bigint, int) is

@@ -16,6 +16,8 @@ declare
   v_lost bigint[];
   f record;
 begin
+  capacity := greatest(capacity, 0);
+  extra := greatest(extra, 0);
   select * into v_worker from procrastinate._fetching(worker_id);
   if cardinality(succeeded) > 0 or outcomes <> '[]' then
     select * into f from procrastinate._finish(

@@ -1,7 +1,9 @@
 """
-What the tests of the SQL core share: a database that is emptied before each test, and thin names for calls.
+What the tests of the SQL core share.
 
-Nothing here knows a rule of the queue: `Database` and `Worker` send the call that their name says and return its rows.
+That is a database, emptied before each test, and short names for calls.
+Nothing here knows a rule of the queue: `Database` and `Worker` send the call that the name says and
+return its rows.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ declare
 begin
   for t in select c.oid from pg_class as c
             where c.relnamespace = 'procrastinate'::regnamespace and c.relkind = 'r'
-              and c.relname not in ('migration', 'protocol_range', 'config', 'tick') order by c.relname desc loop
+              and c.relname not in ('migration', 'protocol_range', 'config', 'tick') loop
     if pg_relation_size(t) > 1000000 then
       execute format('truncate %s cascade', t);
     else
@@ -140,7 +142,8 @@ class Database:
     def events(self, job_id: int) -> list[str]:
         """Return the types of a job's events, in the order of their times."""
         found = self.rows(
-            "select type from procrastinate.events where job_id = %s and type <> 'scheduled' order by at, id",
+            "select type from procrastinate.events"
+            " where job_id = %s and type <> 'scheduled' order by at, id",
             job_id,
         )
         return [row.type for row in found]
@@ -168,7 +171,7 @@ class Database:
     @contextmanager
     def refused(self, sqlstate: str, message: str = "", **diagnostics: str) -> Iterator[None]:
         """
-        Assert that a call is refused with this SQLSTATE and message, and with these parts of detail and hint.
+        Assert that a call is refused with this SQLSTATE, message and parts of detail and hint.
 
         Every error of ours says what to do, and none repeats a value of args.
         """
@@ -212,7 +215,7 @@ class Worker:
         return [job.id for job in self.fetch(capacity)]
 
     def finish(self, *succeeded: Any, outcomes: Any = (), keep: bool = True) -> list[Any]:
-        """Return the verdict on each of these jobs: plain successes, and outcomes made by `outcome`."""
+        """Return the verdicts on these plain successes and on these outcomes."""
         return self.db.call(
             "finish_v1",
             worker_id=self.id,
@@ -309,7 +312,7 @@ def secret() -> str:
 
 @pytest.fixture(scope="package")
 def shared_dsn(pg_server: Any, pg_template: Any) -> Iterator[str]:
-    """Return the DSN of the database of these tests: a clone each would take ten times as long as a test."""
+    """Return the DSN of the database of these tests; a clone for each would take far longer."""
     name = sql.Identifier(f"{pg_template.template_dbname}_sql")
     with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
         admin.execute(
@@ -338,7 +341,7 @@ def db(conn: Connection) -> Database:
 
 @pytest.fixture
 def session(connect: Callable[..., Connection]) -> Callable[..., Database]:
-    """Return a function that opens another session, `session(autocommit=False)` one in a transaction."""
+    """Return a function that opens another session; with autocommit=False one in a transaction."""
     return lambda **parameters: Database(connect(**parameters))
 
 

@@ -34,7 +34,7 @@ def test_one_line_of_sql_defers_a_job(db):
 
 
 def test_everything_given_is_stored(db):
-    at = dt.datetime(2040, 1, 2, 3, 4, 5, 678, tzinfo=dt.timezone.utc)
+    at = dt.datetime(2040, 1, 2, 3, 4, 5, 678, tzinfo=dt.UTC)
     job_id = db.defer(
         "task",
         args={"a": [1, {"b": None}]},
@@ -151,7 +151,7 @@ def test_the_search_path_of_the_caller_changes_nothing(db, worker):
     """)
     try:
         job_id = db.defer(args={"a": 1})
-        assert abs(db.job(job_id).deferred_at - dt.datetime.now(dt.timezone.utc)) < HOUR
+        assert abs(db.job(job_id).deferred_at - dt.datetime.now(dt.UTC)) < HOUR
         assert worker.ids() == [job_id]
     finally:
         db.conn.execute("reset search_path; drop schema evil cascade")
