@@ -1,0 +1,71 @@
+"""
+The other queues' interpreters: made when they are first asked for, in the user's cache.
+
+Each peer has a virtual environment of its own, so that its dependencies and ours cannot meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from benchmarks.systems import find
+
+WINDOWS = sys.platform == "win32"
+
+
+class Peers:
+    """The peers that were asked for: those that are there, and why the others are not."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.interpreters: dict[tuple[str, ...], Path] = {(): Path(sys.executable)}
+        self.present: list[str] = []
+        self.missing: list[str] = []
+        self.versions: dict[str, str] = {}
+        for name in names:
+            requirements = find(name).requirements
+            try:
+                python = _environment(requirements)
+                self.versions[name] = _version(python, name)
+            except (OSError, subprocess.CalledProcessError) as error:
+                said = getattr(error, "stderr", None) or str(error)
+                self.missing.append(f"missing: {name} cannot be installed: {said.strip()[-500:]}")
+            else:
+                self.interpreters[requirements] = python
+                self.present.append(name)
+
+
+def _environment(requirements: tuple[str, ...]) -> Path:
+    wanted = "\n".join((sys.version, *requirements))
+    folder = _cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    python = folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
+    if not (folder / "complete").exists():
+        print(f"installing {', '.join(requirements)} ...", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True, symlinks=not WINDOWS)
+        _run(python, "-m", "pip", "install", "--quiet", *requirements)
+        (folder / "complete").touch()
+    return python
+
+
+def _cache() -> Path:
+    if WINDOWS:
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "pyprocrastinate" / "benchmarks"
+
+
+def _version(python: Path, name: str) -> str:
+    code = f"from importlib.metadata import version; print(version({name!r}))"
+    return _run(python, "-c", code).strip()
+
+
+def _run(python: Path, *argv: str) -> str:
+    done = subprocess.run([python, *argv], check=True, capture_output=True, text=True)
+    return done.stdout

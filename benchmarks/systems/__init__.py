@@ -1,0 +1,87 @@
+"""
+The queues that are measured, one module each.
+
+A module imports its queue inside its functions, because only the children's interpreter may have
+it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psycopg
+
+if TYPE_CHECKING:
+    from benchmarks.load import Load, Tally, Work
+
+Connection = psycopg.Connection[Any]
+
+
+class System:
+    """A queue in one of its variants; written `module` or `module:variant`."""
+
+    #: What tables and figures call it.
+    title: ClassVar[str]
+    #: What pip installs for it; empty for what this checkout brings.
+    requirements: ClassVar[tuple[str, ...]] = ()
+    #: Variants share a schema, so it is installed once for all of them.
+    variants: ClassVar[tuple[str, ...]] = ("",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.module, _, self.variant = name.partition(":")
+        assert self.variant in self.variants, name
+
+    @property
+    def label(self) -> str:
+        """What a table calls this variant."""
+        return f"{self.title}, {self.variant}" if self.variant else self.title
+
+    # In the harness
+
+    def fill(self, conn: Connection, load: Load) -> None:
+        """Put jobs in as fast as the server can, in the state in which defers leave them."""
+        raise NotImplementedError
+
+    def occupy(self, conn: Connection, lock: str) -> None:
+        """Let somebody who never finishes run a job under a lock."""
+        raise NotImplementedError
+
+    def pending(self, conn: Connection) -> int:
+        """Count the jobs that have not ended, to see that each that ran did and no other."""
+        raise NotImplementedError
+
+    # In a child
+
+    def install(self, dsn: str) -> None:
+        """Install the schema."""
+        raise NotImplementedError
+
+    async def work(self, work: Work) -> None:
+        """Run jobs until work is over, then finish in order."""
+        raise NotImplementedError
+
+    async def defer(self, dsn: str, count: int, connections: int) -> float:
+        """Defer jobs one by one, and return the seconds it took."""
+        raise NotImplementedError
+
+    async def bulk(self, dsn: str, count: int, size: int) -> float:
+        """Defer jobs in batches, and return the seconds it took."""
+        raise NotImplementedError
+
+    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
+        """Defer one job after another, each once the one before has started, with a `t` of now."""
+        raise NotImplementedError
+
+
+def find(name: str) -> System:
+    """Return a system by its name."""
+    module = import_module(f"benchmarks.systems.{name.partition(':')[0]}")
+    system: System = module.system(name)
+    return system
+
+
+async def connect(dsn: str) -> psycopg.AsyncConnection[Any]:
+    """Return a connection as a careful user would open it: autocommit, all prepared."""
+    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=0)
