@@ -201,7 +201,7 @@ begin
             select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
               from procrastinate.job as j
              where j.id = any (array(
-               select u.id from unnest(id, rank) as u (id, rank) order by u.rank, u.id limit size))
+               select u.id from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size))
              order by j.id for update skip locked) as h on h.id = b.id
          where h.state = 'r'
          order by h.rank, h.id) as s;
