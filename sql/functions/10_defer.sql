@@ -170,6 +170,7 @@ begin
                  schedule_at timestamptz, schedule_in text, retry jsonb, headers jsonb)) with ordinality
                as x (task, args, queue, priority, lock, queueing_lock, schedule_at, schedule_in, retry, headers, ord)
           left join procrastinate.task as t on t.name = x.task
+         offset 0
       ) as p
      where case when procrastinate._acceptable(
                        p.task, p.queue, p.priority, p.lock, p.queueing_lock, p.scheduled_at, p.args, p.headers, _parse_jobs.max_bytes)
