@@ -95,16 +95,16 @@ declare
   v_policy jsonb := procrastinate._policy(job.retry, job.task, job.worker_id);
   v_allowed int := (select c.max_rescues from procrastinate.config as c);
   v_status text;
+  v_error jsonb := jsonb_build_object('class', 'WorkerLost', 'message', 'the worker that ran the job is gone');
 begin
   if jsonb_typeof(v_policy -> 'rescues') = 'number' then
     v_allowed := least((v_policy -> 'rescues')::numeric, 1000000)::int;
   end if;
   if job.rescues >= v_allowed or job.abort_requested then
-    perform procrastinate._end_waiting(
-      job, 'failed', 1, 0, jsonb_build_object('class', 'WorkerLost', 'message', 'the worker that ran the job is gone'), at);
+    perform procrastinate._end_waiting(job, 'failed', 1, 0, v_error, at);
     v_status := 'failed';
   else
-    v_status := procrastinate._put_back(job.id, null, 1, 1, null, null, null, 'rescued', job.error, at);
+    v_status := procrastinate._put_back(job.id, null, 1, 1, null, null, null, 'rescued', v_error, at);
   end if;
   if v_status is not null then
     perform procrastinate._freed(job.queue, job.lock);
