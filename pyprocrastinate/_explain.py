@@ -10,6 +10,13 @@ import re
 
 import psycopg
 
+from pyprocrastinate.embedded import EmbeddedError
+from pyprocrastinate.exceptions import ProcrastinateException
+
+_ADVICE = {
+    "3F000 42883 42P01": "Run `pyprocrastinate migrate`",
+    "none 08001 08006 28000 28P01 3D000": "Check --dsn, PROCRASTINATE_DSN or the app's conninfo",
+}
 _SECRETS = (
     # scheme://user:secret@host, and the same with a slash or the scheme forgotten
     (re.compile(r"(//[^\s:/@\"']*:)\S*@"), r"\1***@"),
@@ -32,5 +39,23 @@ def describe(error: BaseException) -> str:
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         diag = error.diag
         parts = [diag.message_primary or "", diag.message_detail or "", diag.message_hint or ""]
-    sentences = [" ".join(part.split()).rstrip(".:") for part in parts if part.strip()]
+    sentences = [" ".join(part.split()).rstrip(".:?") for part in parts if part.strip()]
     return mask(". ".join(sentences)) or type(error).__name__
+
+
+def explain(error: BaseException) -> str:
+    """Return what `error` and its causes say, each thing once, and what to do about it."""
+    said: list[str] = []
+    advice: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = describe(cause)
+        if not any(text in earlier for earlier in said):
+            said = [earlier for earlier in said if earlier not in text] + [text]
+        if isinstance(cause, psycopg.Error):
+            sqlstate = cause.sqlstate or "none"
+            advice = [what for sqlstates, what in _ADVICE.items() if sqlstate in sqlstates]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    if not isinstance(error, (ProcrastinateException, psycopg.Error, EmbeddedError, OSError)):
+        said[0] = f"{type(error).__name__}: {said[0]}"
+    return ". ".join(said + advice)

@@ -29,6 +29,7 @@ _LINK = {
     "application_name": "pyprocrastinate worker",
 }
 _ADDRESS = {"host", "hostaddr", "port", "dbname", "user", "service"}
+_PSYCOPGS = {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
 # What an async pool takes and a sync one must not get.
 _ASYNC_ONLY = {"configure", "reset", "check", "connection_class", "reconnect_failed"}
 
@@ -48,6 +49,10 @@ class BaseConnector:
     ) -> None:
         self.json_dumps = json_dumps or payload.dumps
         self.json_loads = json_loads or payload.loads
+
+    def address(self) -> str:
+        """Return where migrations connect to; empty for what the environment says."""
+        return ""
 
     def open(self, pool: Any = None) -> None:
         raise NotImplementedError
@@ -94,6 +99,10 @@ class _PsycopgConnector(BaseConnector):
         if self._resolved is None:
             self._resolved = embedded.resolve(self._conninfo)
         return self._resolved.conninfo
+
+    def address(self) -> str:
+        libpqs = {key: value for key, value in self._kwargs.items() if key not in _PSYCOPGS}
+        return make_conninfo(self._resolve(), **libpqs)
 
     def _make_pool(self, conninfo: str, **pool_kwargs: Any) -> Any:
         return self._pool_factory(
