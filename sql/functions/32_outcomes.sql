@@ -54,15 +54,15 @@ begin
      where m.new_status = 'todo' and m.counts > 0 and m.queueing_lock is null)
   select coalesce(jsonb_agg(procrastinate._verdict(m.id, m.token, m.refused, m.message, m.new_status, m.retry_at))
            filter (where m.new_status is distinct from 'todo' or m.queueing_lock is null), '[]'),
-         array_agg(m.lock) filter (where m.lock is not null and (m.new_status <> 'todo' or m.queueing_lock is null)),
+         array_agg(m.lock) filter (where m.frees),
          -- what went back to its line is itself the next, or holds the next up: look from the start of the line
-         array_agg(case when m.new_status <> 'todo' then m.rank end)
-           filter (where m.lock is not null and (m.new_status <> 'todo' or m.queueing_lock is null)),
-         array_agg(case when m.new_status <> 'todo' then m.id end)
-           filter (where m.lock is not null and (m.new_status <> 'todo' or m.queueing_lock is null)),
+         array_agg(case when m.new_status <> 'todo' then m.rank end) filter (where m.frees),
+         array_agg(case when m.new_status <> 'todo' then m.id end) filter (where m.frees),
          array_agg(m.id) filter (where m.new_status = 'todo' and m.queueing_lock is not null)
     into verdicts, lock, rank, id, v_once
-    from mine as m;
+    from (
+      select n.*, n.lock is not null and n.refused is null and (n.new_status <> 'todo' or n.queueing_lock is null) as frees
+        from mine as n) as m;
   if v_once is not null then
     for o in select * from procrastinate._end_runs_once(outcomes, v_once, v_store, at) loop
       verdicts := verdicts || o.verdict;
