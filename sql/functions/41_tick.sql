@@ -123,9 +123,11 @@ declare
 begin
   -- a few locks each time, from where the last sweep ended; hops from lock to lock in the index
   for i in 1 .. 200 loop
-    v_lock := (
-      select j.lock from procrastinate.job as j
-       where j.lock is not null and j.state = 'w' and j.lock > v_lock order by j.lock limit 1);
+    v_lock := least(
+      (select j.lock from procrastinate.job as j
+        where j.lock is not null and j.state = 'w' and j.lock > v_lock order by j.lock limit 1),
+      (select j.lock from procrastinate.job as j
+        where j.lock is not null and j.state = 'b' and j.lock > v_lock order by j.lock limit 1));
     exit when v_lock is null;
     if not exists (select from procrastinate.job as j where j.lock = v_lock and j.state in ('r', 'h'))
       and not exists (select from procrastinate.job as j where j.lock = v_lock and j.state = 'x') then

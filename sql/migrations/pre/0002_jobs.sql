@@ -49,6 +49,8 @@ create index job_due on procrastinate.job (scheduled_at, id) where state in ('s'
 -- the two halves of a lock's line: those any fetch looks at, and those a finish walks forward through
 create index job_front on procrastinate.job (lock, rank, id) where lock is not null and state in ('r', 'b', 'h');
 create index job_behind on procrastinate.job (lock, rank, id) where lock is not null and state = 'w';
+-- nearly empty; with it and the one before it, a sweep finds locks that wait without a candidate
+create index job_before on procrastinate.job (lock) where lock is not null and state = 'b';
 -- by token, so that "is it held" finds the newest claim first, however many dead ones precede it
 create index job_held on procrastinate.job (lock, token) where lock is not null and state = 'x';
 create unique index jobs_queueing_lock on procrastinate.job (queueing_lock)
