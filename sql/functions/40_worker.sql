@@ -31,7 +31,9 @@ begin
     where t.source = 'worker'
       and (t.queue, t.priority, t.lock, t.queueing_lock, t.retry)
           is distinct from (excluded.queue, excluded.priority, excluded.lock, excluded.queueing_lock, excluded.retry);
-  perform procrastinate._declare_schedules(v_id, register_worker_v1.schedules);
+  if register_worker_v1.schedules is distinct from '[]' then
+    perform procrastinate._declare_schedules(v_id, register_worker_v1.schedules);
+  end if;
   perform procrastinate._tick_by(v_now + register_worker_v1.stalled_after);
   return v_id;
 end $$;
