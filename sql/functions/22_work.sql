@@ -11,7 +11,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mo
 #variable_conflict use_column
 declare
   v_worker record;
-  v_now timestamptz := procrastinate.now_();
+  v_now timestamptz;
   v_ids bigint[] := '{}';
   v_lost bigint[];
   f record;
@@ -26,6 +26,8 @@ begin
   else
     select null::bigint[] as handed, null::int[] as handed_rank, null::text[] as handed_lock into f;
   end if;
+  -- read after the finish: under a lock, one job's end is no later than the next one's start
+  v_now := procrastinate.now_();
   scan_next := scan_from;
   if capacity + extra > 0 then
     select k.ids, k.scan_next into v_ids, scan_next
