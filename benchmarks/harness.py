@@ -35,6 +35,7 @@ SETTINGS: dict[str, object] = {
     "max_connections": 100,
     "shared_preload_libraries": "pg_stat_statements",
 }
+WARM_UP = 20  # pings that do not count
 START = 60.0  # seconds that a child may take until its first job
 
 
@@ -173,6 +174,23 @@ class Harness:
             if (pending := system.pending(conn)) != count:
                 raise BenchmarkError(f"{system.label} deferred {count} jobs and has {pending}")
         return Result(count, seconds, {name: value / count for name, value in figures.items()})
+
+    def latency(self, system: System, count: int) -> Result:
+        """Measure the time from a defer to the start of the job on a worker that waits."""
+        with self.database(system) as (dsn, _):
+            tally = self.tally()
+            options = {"concurrency": 10, "target": sys.maxsize, "queues": None}
+            worker = self.start(system, "work", dsn=dsn, tally=str(tally.path), **options)
+            try:
+                self.run(system, "ping", dsn=dsn, count=count + WARM_UP, tally=str(tally.path))
+            finally:
+                worker.stop()
+        samples = sorted(1e3 * seconds for seconds in tally.latencies[WARM_UP:])
+        if len(samples) < count:
+            raise BenchmarkError(f"{system.label} started {len(samples)} of {count} jobs in time")
+        points = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+        figures = {name: samples[round(p * (count - 1))] for name, p in points.items()}
+        return Result(count, sum(samples) / 1e3, figures)
 
     def _counters(self, dsn: str) -> dict[str, int]:
         row = self.admin.execute(

@@ -73,6 +73,11 @@ class Tally:
         return self.ints[0]
 
     @property
+    def started(self) -> int:
+        """Jobs started so far that said when they were sent."""
+        return self.ints[3]
+
+    @property
     def span(self) -> tuple[float, float]:
         """When the first and the last job started."""
         return self.floats[1], self.floats[2]
@@ -83,12 +88,17 @@ class Tally:
         return list(self.floats[4 : 4 + self.ints[3]])
 
 
-async def bare_loop(work: Work, exchange: Any) -> None:
+async def nap() -> None:
+    """Wait a little."""
+    await asyncio.sleep(0.01)
+
+
+async def bare_loop(work: Work, exchange: Any, rest: Any = nap) -> None:
     """
     Run no-op tasks as the simplest worker would: finish a batch, fetch the next.
 
     `exchange(done, capacity)` does both in one round trip and returns the arguments of each job
-    with whatever it needs to finish it.
+    with whatever it needs to finish it; `rest()` waits until there may be more.
     """
 
     async def task(args: Any) -> None:
@@ -106,4 +116,4 @@ async def bare_loop(work: Work, exchange: Any) -> None:
             first = arguments[0]
             work.tally.tick(len(arguments), first.get("t", 0.0) if first else 0.0)
         elif not over:
-            await asyncio.sleep(0.01)
+            await rest()

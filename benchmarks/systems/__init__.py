@@ -7,10 +7,13 @@ it.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, LiteralString
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 if TYPE_CHECKING:
     from benchmarks.load import Load, Tally, Work
@@ -27,6 +30,8 @@ class System:
     requirements: ClassVar[tuple[str, ...]] = ()
     #: Variants share a schema, so it is installed once for all of them.
     variants: ClassVar[tuple[str, ...]] = ("",)
+    #: How many jobs a drain needs, by concurrency, to take some seconds.
+    drained: ClassVar[dict[int, int]] = {1: 5_000, 10: 40_000, 100: 100_000}
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -80,6 +85,21 @@ def find(name: str) -> System:
     module = import_module(f"benchmarks.systems.{name.partition(':')[0]}")
     system: System = module.system(name)
     return system
+
+
+async def one_by_one(
+    links: list[psycopg.AsyncConnection[Any]], statement: LiteralString, count: int
+) -> float:
+    """Defer jobs with a statement that takes their arguments; return the seconds it took."""
+    numbers = iter(range(count))
+
+    async def some(link: psycopg.AsyncConnection[Any]) -> None:
+        for _ in numbers:
+            await link.execute(statement, (Jsonb({}),))
+
+    begin = time.monotonic()
+    await asyncio.gather(*map(some, links))
+    return time.monotonic() - begin
 
 
 async def connect(dsn: str) -> psycopg.AsyncConnection[Any]:

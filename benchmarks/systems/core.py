@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import load as loads
-from benchmarks.systems import Connection, System, connect
+from benchmarks.systems import Connection, System, connect, one_by_one
 
 if TYPE_CHECKING:
     from benchmarks.load import Load, Work
@@ -89,6 +89,15 @@ class Core(System):
 
         await loads.bare_loop(work, exchange)
         await conn.close()
+
+    async def defer(self, dsn: str, count: int, connections: int) -> float:
+        """Call defer, while there is a worker that is busy."""
+        links = [await connect(dsn) for _ in range(connections)]
+        await links[0].execute("select procrastinate.register_worker_v1('busy')")
+        seconds = await one_by_one(links, "select procrastinate.defer('noop', %s)", count)
+        for link in links:
+            await link.close()
+        return seconds
 
     async def bulk(self, dsn: str, count: int, size: int) -> float:
         """Call defer_many."""

@@ -1,7 +1,8 @@
 """
 The floor: a queue of a few lines of PL/pgSQL, which promises next to nothing.
 
-`archive` keeps history, `delete` does not; `-cursor` remembers in the worker where it fetched last.
+`archive` keeps history, `delete` does not; `-cursor` remembers in the worker where it fetched last,
+`-listen` waits for a NOTIFY.
 """
 
 from __future__ import annotations
@@ -14,17 +15,28 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from benchmarks import load as loads
-from benchmarks.systems import Connection, System, connect
+from benchmarks.systems import Connection, System, connect, one_by_one
+from benchmarks.systems.api import pings
 
 if TYPE_CHECKING:
-    from benchmarks.load import Load, Work
+    from benchmarks.load import Load, Tally, Work
+
+
+INSERT = "insert into q.job (queue, args) values ('default', %s) returning id"
+FUNCTION = """
+create function q.wake() returns trigger language plpgsql as
+$$ begin perform pg_notify('q', ''); return null; end $$
+"""
+TRIGGER = """
+create trigger wake after insert on q.job for each statement execute function q.wake()
+"""
 
 
 class Minq(System):
     """The functions ff_* and, with a cursor, ffc_*."""
 
     title = "minq"
-    variants = ("archive", "delete", "archive-cursor", "delete-cursor")
+    variants = ("archive", "delete", "archive-cursor", "archive-listen")
 
     def fill(self, conn: Connection, load: Load) -> None:
         """Insert what is ready, or what has ended."""
@@ -53,7 +65,7 @@ class Minq(System):
 
     async def work(self, work: Work) -> None:
         """Loop over one of the functions."""
-        finish, _, cursored = self.variant.partition("-")
+        finish, _, extra = self.variant.partition("-")
         queue = (work.queues or ["default"])[0]
         conn = await connect(work.dsn)
         cursor = conn.cursor(binary=True)
@@ -61,7 +73,7 @@ class Minq(System):
 
         async def exchange(done: list[Any], capacity: int) -> tuple[list[Any], list[Any]]:
             nonlocal last
-            if cursored:
+            if extra == "cursor":
                 await cursor.execute(
                     f"select id, args from q.ffc_{finish}(%s::bigint[], %s, %s::int, 1, %s)",
                     (done, queue, capacity, last),
@@ -75,7 +87,38 @@ class Minq(System):
             last = max((row[0] for row in rows), default=0)
             return [row[0] for row in rows], [row[1] for row in rows]
 
-        await loads.bare_loop(work, exchange)
+        if extra == "listen":
+            listener = await connect(work.dsn)
+            await listener.execute("listen q")
+
+            async def rest() -> None:
+                async for _ in listener.notifies(timeout=0.5, stop_after=1):
+                    pass
+
+            await loads.bare_loop(work, exchange, rest)
+            await listener.close()
+        else:
+            await loads.bare_loop(work, exchange)
+        await conn.close()
+
+    async def defer(self, dsn: str, count: int, connections: int) -> float:
+        """Insert."""
+        links = [await connect(dsn) for _ in range(connections)]
+        seconds = await one_by_one(links, INSERT, count)
+        for link in links:
+            await link.close()
+        return seconds
+
+    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
+        """Insert, which notifies."""
+        conn = await connect(dsn)
+        await conn.execute(FUNCTION)
+        await conn.execute(TRIGGER)
+
+        async def defer() -> None:
+            await conn.execute(INSERT, (Jsonb({"t": time.monotonic()}),))
+
+        await pings(defer, count, tally)
         await conn.close()
 
     async def bulk(self, dsn: str, count: int, size: int) -> float:

@@ -89,3 +89,13 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
 def percent(values: Sequence[float]) -> str:
     """Return ratios as percentages."""
     return spread([100 * value for value in values]) + " %" if values else "-"
+
+
+def times(values: Sequence[float]) -> str:
+    """Return ratios as factors."""
+    return spread(values, ".2f") + "x" if values else "-"
+
+
+def cpu(measured: Measured, key: str, name: str = "server_cpu") -> str:
+    """Return processor time per job, in microseconds."""
+    return spread([1e6 * seconds for seconds in measured.figures(key, name)])

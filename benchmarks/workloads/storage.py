@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
 from benchmarks.systems import System, find
-from benchmarks.workloads import Measured, Plan, Table, percent, spread
+from benchmarks.workloads import Measured, Plan, Table, cpu, percent, spread
 
 FLOOR = "minq:archive"
 TEN_QUEUES = [f"q{n}" for n in range(10)]
@@ -124,17 +124,13 @@ def _batches(measured: Measured, systems: dict[str, System]) -> Table:
                 percent(measured.ratios(key, f"{floor}/{size}")),
                 spread(measured.figures(key, "statements"), ".2f"),
                 spread(measured.figures(key, "wal")),
-                _cpu(measured, key),
-                _cpu(measured, key, "client_cpu"),
+                cpu(measured, key),
+                cpu(measured, key, "client_cpu"),
             ]
         )
     columns = ["batch", "system", "jobs/s", "of the floor", "statements", "WAL bytes"]
     columns += ["server CPU µs", "client CPU µs"]
     return Table("Storage: drain by batches, per job", columns, rows, measured.raw)
-
-
-def _cpu(measured: Measured, key: str, name: str = "server_cpu") -> str:
-    return spread([1e6 * seconds for seconds in measured.figures(key, name)])
 
 
 def _bulk(measured: Measured, systems: dict[str, System]) -> Table:
@@ -170,8 +166,8 @@ def _situation_table(
                     percent(measured.ratios(key, beside)),
                     percent([b / a for a, b in zip(first, last, strict=True)]),
                     spread(measured.figures(key, "wal")),
-                    _cpu(measured, key),
-                    _cpu(measured, beside),
+                    cpu(measured, key),
+                    cpu(measured, beside),
                 ]
             )
     columns = ["situation", "system", "jobs/s", "without it", "of that"]
