@@ -9,7 +9,8 @@ declare
 begin
   select f.verdicts into v_verdicts from procrastinate._finish(succeeded, tokens, outcomes, keep, false, null) as f;
   return query
-    select g.id, g.token, coalesce(v.verdict, 'ok'), v.sqlstate, v.message, case when v.id is null then 'succeeded' else v.status end, v.retry_at
+    select g.id, g.token, coalesce(v.verdict, 'ok'), v.sqlstate, v.message,
+           case when v.verdict is null then 'succeeded' else v.status end, v.retry_at
       from (
         select u.id, u.token, u.n from unnest(succeeded, tokens) with ordinality as u (id, token, n)
         union all
@@ -17,7 +18,7 @@ begin
           from jsonb_array_elements(outcomes) with ordinality as o (o, n)) as g
       left join jsonb_to_recordset(v_verdicts) as v (
              id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
-        on v.id = g.id and v.token = g.token
+        on (v.id, v.token) is not distinct from (g.id, g.token)
      order by g.n;
 end $$;
 comment on function procrastinate.finish_v1(bigint, bigint[], bigint[], jsonb, boolean) is
@@ -33,6 +34,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_now timestamptz := procrastinate.now_();
   v_ids bigint[];
+  v_tokens bigint[];
   f_lock text[];
   f_rank int[];
   f_id bigint[];
@@ -52,22 +54,22 @@ begin
         select d.id, d.token, d.worker_id, d.deferred_at, d.scheduled_at, d.started_at, v_now, d.rank, d.attempts + 1,
                d.rescues, 'succeeded', d.task, d.queue, d.lock, d.queueing_lock, d.args, d.headers, d.retry
           from d)
-      select array_agg(d.id), array_agg(d.lock) filter (where d.lock is not null),
+      select array_agg(d.token), array_agg(d.lock) filter (where d.lock is not null),
              array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)
-        into v_ids, f_lock, f_rank, f_id from d;
+        into v_tokens, f_lock, f_rank, f_id from d;
     else
       with d as (
         delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens)
-        returning j.id, j.rank, j.lock)
-      select array_agg(d.id), array_agg(d.lock) filter (where d.lock is not null),
+        returning j.id, j.token, j.rank, j.lock)
+      select array_agg(d.id), array_agg(d.token), array_agg(d.lock) filter (where d.lock is not null),
              array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)
-        into v_ids, f_lock, f_rank, f_id from d;
+        into v_ids, v_tokens, f_lock, f_rank, f_id from d;
       delete from procrastinate.event as e where e.job_id = any (v_ids);
     end if;
-    if coalesce(cardinality(v_ids), 0) < cardinality(succeeded) then
+    if coalesce(cardinality(v_tokens), 0) < cardinality(succeeded) then
       select jsonb_agg(procrastinate._late_verdict(u.id, u.token, keep)) into verdicts
         from unnest(succeeded, tokens) as u (id, token)
-       where v_ids is null or u.id <> all (v_ids);
+       where u.token is null or v_tokens is null or u.token <> all (v_tokens);
     end if;
   end if;
   if outcomes <> '[]' then
@@ -90,7 +92,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_status text;
 begin
-  select 'todo' into v_status from procrastinate.job as j where j.id = _late_verdict.id and j.token = -_late_verdict.token;
+  select 'todo' into v_status from procrastinate.job as j
+   where j.id = _late_verdict.id and j.token = -_late_verdict.token and j.token < 0;
   if v_status is null then
     select d.status into v_status from procrastinate.done as d
      where d.id = _late_verdict.id and abs(d.token) = _late_verdict.token;

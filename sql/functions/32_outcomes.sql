@@ -14,7 +14,7 @@ begin
   perform from procrastinate.job as j where j.id = any (v_ids) order by j.id for update;
   with mine as materialized (
     select j.*, d.*, g.o
-      from (select distinct on (u.o ->> 'id') u.o from jsonb_array_elements(outcomes) as u (o)) as g
+      from (select distinct on (u.o -> 'id', u.o -> 'token') u.o from jsonb_array_elements(outcomes) as u (o)) as g
       join procrastinate.job as j on j.id = (g.o ->> 'id')::bigint and j.token = (g.o ->> 'token')::bigint
      cross join lateral procrastinate._decide(
        g.o, j.task, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
@@ -228,6 +228,7 @@ begin
     retry_at := procrastinate._retry_at(
       procrastinate._policy(own_retry, task, worker_id), attempts, outcome -> 'error', at);
   elsif v_decision <> 'null' then
+    perform procrastinate._check_keys('a retry decision', v_decision, '{at,in,priority,queue,lock}');
     retry_at := coalesce(
       (v_decision ->> 'at')::timestamptz,
       procrastinate._add(at, make_interval(secs => (v_decision ->> 'in')::float8)), at);
