@@ -6,10 +6,12 @@ begin
   end if;
   -- Every NOTIFY takes a lock of the whole cluster at commit, so an autocommitted statement sends one only when
   -- somebody waits. Inside a transaction block the commit may come after a worker has gone idle: always send.
-  if now() = statement_timestamp() and not exists (
-    select from procrastinate.worker as w
-     where w.idle_at is not null and (w.queues is null or w.queues && _wake.queues)
-  ) then
+  -- Autocommitted is what began its transaction itself: as a query, or, prepared before, as the portal that runs it.
+  if not exists (
+       select from procrastinate.worker as w
+        where w.idle_at is not null and (w.queues is null or w.queues && _wake.queues))
+     and (now() = statement_timestamp() or exists (select from pg_cursors as c where c.creation_time = now()))
+  then
     return;
   end if;
   perform pg_notify('procrastinate_v1', 'q' || left(encode(sha256(convert_to(q, 'UTF8')), 'hex'), 8))
