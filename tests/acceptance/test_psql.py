@@ -13,12 +13,12 @@ from pyprocrastinate import psql
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(folder, monkeypatch):
     monkeypatch.delenv("PROCRASTINATE_DSN", raising=False)
 
     def run(dsn, *arguments):
         argv = [sys.executable, "-m", "pyprocrastinate", "--dsn", dsn, "psql", *arguments]
-        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
 
     return run
 
@@ -35,11 +35,11 @@ def test_its_exit_code_is_that_of_psql(pg_server, dsn, run):
     assert run(dsn, "-X", "-v", "ON_ERROR_STOP=1", "-c", "select 1/0").returncode == 1
 
 
-def test_an_embedded_server_runs_as_long_as_psql_does(pg_server, tmp_path, run):
+def test_an_embedded_server_runs_as_long_as_psql_does(pg_server, folder, run):
     pg_server.tool("psql")
     done = run("embedded:queue", "-XAt", "-c", "select 'here'")
     assert (done.stdout, done.stderr) == ("here\n", "")
-    assert not (tmp_path / "queue" / "pgdata" / "postmaster.pid").exists()
+    assert not (folder / "queue" / "pgdata" / "postmaster.pid").exists()
 
 
 def test_a_password_is_on_no_command_line(dsn, tmp_path, monkeypatch):
