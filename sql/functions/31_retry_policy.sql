@@ -16,7 +16,7 @@ begin
       v_bad := case
         when v_value = 'null' then null
         when v_key = 'retry_exceptions' then
-          case when jsonb_typeof(v_value) <> 'array' or jsonb_path_exists(v_value, '$[*] ? (@.type() != "string")') then v_key end
+          case when jsonb_typeof(v_value) <> 'array' or jsonb_path_exists(v_value, 'strict $[*] ? (@.type() != "string")') then v_key end
         when v_key not in ('max_attempts', 'wait', 'linear_wait', 'exponential_wait', 'max_wait', 'jitter', 'rescues')
           or jsonb_typeof(v_value) <> 'number' then v_key
         when v_value::numeric not between 0 and case when v_key = 'jitter' then 1 else 1e12 end then v_key
@@ -57,7 +57,8 @@ begin
     return null;
   elsif v_max > 0 and attempts >= v_max then
     return null;
-  elsif jsonb_typeof(policy -> 'retry_exceptions') = 'array'
+  -- no names, no filter
+  elsif jsonb_typeof(policy -> 'retry_exceptions') = 'array' and policy -> 'retry_exceptions' <> '[]'
     and not coalesce(policy -> 'retry_exceptions' ? (error ->> 'class'), false)
     and not coalesce(array(select jsonb_array_elements_text(policy -> 'retry_exceptions'))
                      && array(select jsonb_array_elements_text(error -> 'ancestors')), false) then
