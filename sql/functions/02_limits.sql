@@ -2,7 +2,8 @@ create or replace function procrastinate._acceptable(
   task text, queue text, priority int, lock text, queueing_lock text, scheduled_at timestamptz,
   args jsonb, headers jsonb, max_bytes int
 ) returns boolean
-language sql immutable parallel safe begin atomic
+-- stable, as pg_column_size is: the planner would not take an immutable one into the query
+language sql stable parallel safe begin atomic
   -- 512 bytes cannot hold 64 levels; what is larger goes the slow way, which decides
   select coalesce(length(task) between 1 and 128, false)
      and coalesce(length(queue) between 1 and 128, true)
