@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import exceptions, operations, payload
@@ -154,6 +155,7 @@ class Execution:
         self._started = started
         self._ended = ended
         self._executor: ThreadPoolExecutor | None = None
+        self._context = contextvars.copy_context()
 
     @property
     def free(self) -> int:
@@ -191,6 +193,9 @@ class Execution:
         for run in self.all():
             if run.id in wanted:
                 run.abort(reason)
+        for run in [run for run in self.waiting if run.reason]:
+            self.waiting.remove(run)
+            self._begin(run)
         return fresh
 
     def lose(self) -> int:
@@ -214,11 +219,14 @@ class Execution:
 
     def _begin(self, run: Run) -> None:
         if run.task is None or run.reason:
+            # Asked to stop before it began, or not to be begun here at all.
             run.outcome = "aborted" if run.reason else "unknown_task"
             self._ended(run)
             return
         self.running[run.id] = run
-        run.handle = asyncio.create_task(self._run(run, run.task))
+        # Not in the context of the job that happens to make room for this one.
+        context = self._context.copy()
+        run.handle = asyncio.create_task(self._run(run, run.task), context=context)
 
     async def _run(self, run: Run, task: Task[..., Any, ...]) -> None:
         run.timestamp = time()
@@ -231,7 +239,7 @@ class Execution:
                 self._make_cancellable(run)
                 run.result = await task.func(*args, **run.kwargs)
             else:
-                run.result = await self._in_thread(task.func, args, run.kwargs)
+                run.result, run.error = await self._in_thread(task.func, args, run.kwargs)
                 if inspect.isawaitable(run.result):
                     self._make_cancellable(run)
                     run.result = await run.result
@@ -246,18 +254,17 @@ class Execution:
 
     async def _in_thread(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    ) -> tuple[Any, BaseException | None]:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.concurrency, "pyprocrastinate")
-        result, error = await asyncio.get_running_loop().run_in_executor(
+        return await asyncio.get_running_loop().run_in_executor(
             self._executor, contextvars.copy_context().run, _call, func, args, kwargs
         )
-        if error is not None:
-            raise error
-        return result
 
     def _end(self, run: Run) -> None:
         run.ended_at = monotonic()
+        if run.error is not None:
+            run.error.__traceback__ = _of_user(run.error.__traceback__)
         run.conclude()
         duration = run.ended_at - run.started_at
         self.duration = (
@@ -270,6 +277,14 @@ class Execution:
         self.lost.discard(run)
         self._ended(run)
         self.fill()
+
+
+def _of_user(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the user's first frame on, or whole if there is none."""
+    inner = traceback
+    while inner and inner.tb_frame.f_code.co_filename == __file__:
+        inner = inner.tb_next
+    return inner or traceback
 
 
 def _call(

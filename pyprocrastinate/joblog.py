@@ -10,7 +10,7 @@ from typing import Any
 
 from pyprocrastinate import operations
 from pyprocrastinate.execution import Run
-from pyprocrastinate.jobs import call_string
+from pyprocrastinate.jobs import call_string, printed
 
 _RESULT_LENGTH = 250
 _TICKS = {
@@ -46,17 +46,14 @@ class JobLog:
 
     def ended(self, run: Run, status: str | None, retry_at: str | None) -> None:
         """The database has taken note: the job's status is now this."""
-        if not self.logger.isEnabledFor(logging.ERROR if run.error else logging.INFO):
+        if run.described is None and not self.wanted:
             return
         level, action, text = logging.INFO, "job_success", "succeeded"
         if run.outcome == "released":
             level, action, text = logging.DEBUG, "job_released", "was not begun and is released"
         elif run.outcome == "unknown_task":
-            level, action, text = (
-                logging.ERROR,
-                "task_not_found",
-                "has a task that is not known here",
-            )
+            level = logging.WARNING if status == "todo" else logging.ERROR
+            action, text = "task_not_found", "has a task that is not known here"
         elif status == "todo":
             again = f"to retry at {retry_at}" if retry_at else "to retry"
             action = f"job_{'aborted' if run.outcome == 'aborted' else 'error'}_retry"
@@ -68,7 +65,7 @@ class JobLog:
         duration = run.ended_at - run.started_at
         result = ""
         if run.outcome == "succeeded":
-            result = f" - Result: {run.result}"[:_RESULT_LENGTH]
+            result = f" - Result: {printed(run.result, str)}"[:_RESULT_LENGTH]
         self._log(
             level,
             run,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -60,7 +60,7 @@ class Job:
         return cls(**{**values, "headers": values["headers"] or {}})
 
     def asdict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def evolve(self, **changes: Any) -> Job:
         """Return a copy with these fields changed."""
@@ -102,9 +102,19 @@ VIEW_COLUMNS = {
 }
 
 
+def printed(value: Any, how: Callable[[Any], str] = repr) -> str:
+    """Return the value as text; one that cannot be printed must not hurt who wants to log it."""
+    try:
+        return how(value)
+    except Exception as error:  # noqa: BLE001  # it may come from a user's codec or task
+        return f"<{type(value).__name__} that cannot be printed: {type(error).__name__}>"
+
+
 def call_string(task_name: str, job_id: int | None, kwargs: Mapping[str, Any] | None) -> str:
     """Write a job as a call; without kwargs, three dots stand for them."""
     shown = (
-        "..." if kwargs is None else ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        "..."
+        if kwargs is None
+        else ", ".join(f"{key}={printed(value)}" for key, value in kwargs.items())
     )
     return f"{task_name}{'' if job_id is None else f'[{job_id}]'}({shown})"

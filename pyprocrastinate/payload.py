@@ -144,8 +144,6 @@ def _message(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     try:
-        # The first frame is the worker's own.
-        inner = error.__traceback__ and error.__traceback__.tb_next
-        return "".join(traceback.format_exception(type(error), error, inner))
+        return "".join(traceback.format_exception(error))
     except BaseException as broken:  # noqa: BLE001  # user code
         return f"<the traceback of this error cannot be read: {type(broken).__name__}>"
