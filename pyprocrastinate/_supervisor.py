@@ -77,9 +77,14 @@ def own_folder(folder: Path, mode: int) -> Path:
         folder.mkdir(parents=True, mode=0o700)
         folder.chmod(mode)
     found = folder.lstat()
-    mask = stat.S_IWOTH | (stat.S_IWGRP if is_root() else 0)
-    if sys.platform != "win32" and (found.st_uid != os.geteuid() or found.st_mode & mask):
-        raise EmbeddedError(f"others own {folder} or may write to it: name another folder")
+    safe = stat.S_ISDIR(found.st_mode)
+    if sys.platform != "win32":
+        mask = stat.S_IWOTH | (stat.S_IWGRP if is_root() else 0)
+        safe = safe and found.st_uid == os.geteuid() and not found.st_mode & mask
+    if not safe:
+        raise EmbeddedError(
+            f"{folder} is no folder, or others own it or may write to it: name another folder"
+        )
     return folder
 
 
