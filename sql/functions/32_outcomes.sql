@@ -189,16 +189,17 @@ begin
         message := 'the result is larger than 64 KiB and is not stored';
       end if;
     when 'released' then
-      new_status := 'todo';
-      counts := 0;
+      -- what is to be aborted must not start anew
+      new_status := case when abort_requested then 'aborted' else 'todo' end;
+      counts := abort_requested::int;
     when 'unknown_task' then
       v_known := exists (
         select from procrastinate.worker as w
          where w.id <> worker_id and w.tasks ? task and w.heartbeat_at > at - w.stalled_after);
-      new_status := case when v_known then 'todo' else 'failed' end;
-      counts := case when v_known then 0 else 1 end;
+      new_status := case when abort_requested then 'aborted' when v_known then 'todo' else 'failed' end;
+      counts := case new_status when 'todo' then 0 else 1 end;
       -- not at once, or the worker that does not know it would be the first to fetch it again
-      retry_at := case when v_known then at + interval '1 second' end;
+      retry_at := case new_status when 'todo' then at + interval '1 second' end;
     when 'failed', 'aborted' then
       new_status := outcome ->> 'outcome';
       -- what a user asked to stop is never retried, however it ended

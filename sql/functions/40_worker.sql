@@ -133,15 +133,20 @@ create or replace function procrastinate.unregister_worker_v1(worker_id bigint) 
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
+  v_now timestamptz := procrastinate.now_();
   v_count bigint := 0;
-  r record;
+  r procrastinate.job;
 begin
   for r in
-    select j.id, j.queue, j.lock from procrastinate.job as j
+    select j.* from procrastinate.job as j
      where j.worker_id = unregister_worker_v1.worker_id and j.state = 'x' order by j.id for update
   loop
+    if r.abort_requested then
+      perform procrastinate._end_waiting(r, 'aborted', 1, 0, null, v_now);
+      v_count := v_count + 1;
+      perform procrastinate._freed(r.queue, r.lock);
     -- not begun, or begun and abandoned by a worker that says so: the run does not count
-    if procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, procrastinate.now_()) is not null then
+    elsif procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, v_now) is not null then
       v_count := v_count + 1;
       perform procrastinate._freed(r.queue, r.lock);
     end if;
