@@ -17,7 +17,7 @@ begin
       from (select distinct on (u.o -> 'id', u.o -> 'token') u.o from jsonb_array_elements(outcomes) as u (o)) as g
       join procrastinate.job as j on j.id = (g.o ->> 'id')::bigint and j.token = (g.o ->> 'token')::bigint
      cross join lateral procrastinate._decide(
-       g.o, j.task, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
+       g.o, j.task, j.queue, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
      where j.id = any (v_ids)),
   back as (
     update procrastinate.job as j
@@ -97,7 +97,7 @@ begin
       from jsonb_array_elements(outcomes) as u (o)
       join procrastinate.job as j on j.id = (u.o ->> 'id')::bigint and j.token = (u.o ->> 'token')::bigint
      cross join lateral procrastinate._decide(
-       u.o, j.task, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
+       u.o, j.task, j.queue, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
      where j.id = any (ids)
      order by j.id
   loop
@@ -173,7 +173,7 @@ comment on function procrastinate._end_waiting(procrastinate.job, text, int, int
 'Move one job, whose row the caller holds, from the queue to the finished ones.';
 
 create or replace function procrastinate._decide(
-  outcome jsonb, task text, attempts int, abort_requested boolean, own_retry jsonb, worker_id bigint, at timestamptz,
+  outcome jsonb, task text, queue text, attempts int, abort_requested boolean, own_retry jsonb, worker_id bigint, at timestamptz,
   out new_status text, out retry_at timestamptz, out new_rank int, out new_queue text, out new_lock text, out counts int,
   out refused text, out message text
 )
@@ -195,7 +195,8 @@ begin
     when 'unknown_task' then
       v_known := exists (
         select from procrastinate.worker as w
-         where w.id <> worker_id and w.tasks ? task and w.heartbeat_at > at - w.stalled_after);
+         where w.id <> worker_id and w.tasks ? task and (w.queues is null or queue = any (w.queues))
+           and w.heartbeat_at > at - w.stalled_after);
       new_status := case when abort_requested then 'aborted' when v_known then 'todo' else 'failed' end;
       counts := case new_status when 'todo' then 0 else 1 end;
       -- not at once, or the worker that does not know it would be the first to fetch it again
@@ -214,7 +215,7 @@ begin
       message := 'unknown outcome';
   end case;
 end $$;
-comment on function procrastinate._decide(jsonb, text, int, boolean, jsonb, bigint, timestamptz) is
+comment on function procrastinate._decide(jsonb, text, text, int, boolean, jsonb, bigint, timestamptz) is
 'Decide what an outcome makes of a job: the one place for the rules of abort, release and retry. refused is an SQLSTATE.';
 
 create or replace function procrastinate._decide_retry(

@@ -311,26 +311,23 @@ def secret() -> str:
 
 
 @pytest.fixture(scope="package")
-def shared_dsn(pg_server: Any, pg_template: Any) -> Iterator[str]:
-    """Return the DSN of the database of these tests; a clone for each would take far longer."""
-    name = sql.Identifier(f"{pg_template.template_dbname}_sql")
+def emptied(pg_server: Any, pg_template: Any) -> Iterator[tuple[str, Connection]]:
+    """Return the DSN of a database for all these tests, and a connection; clones take longer."""
+    name = f"{pg_template.template_dbname}_sql"
     with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("create database {} template {}").format(
-                name, sql.Identifier(pg_template.template_dbname)
-            )
-        )
-    yield pg_server.dsn(f"{pg_template.template_dbname}_sql")
-    with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(name))
+        create, template = sql.SQL("create database {} template {}"), pg_template.template_dbname
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        with psycopg.connect(pg_server.dsn(name), autocommit=True) as conn:
+            yield pg_server.dsn(name), conn
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
-def dsn(shared_dsn: str) -> str:
+def dsn(emptied: tuple[str, Connection]) -> str:
     """Return the DSN of a database with nothing in it but the schema; ids start at 1."""
-    with psycopg.connect(shared_dsn, autocommit=True) as conn:
-        conn.execute(EMPTY)
-    return shared_dsn
+    name, conn = emptied
+    conn.execute(EMPTY)
+    return name
 
 
 @pytest.fixture
