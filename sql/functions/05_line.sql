@@ -37,25 +37,57 @@ declare
   v_best bigint;
 begin
   foreach v_lock in array locks loop
-    select b.id into v_best from procrastinate._next_in_line(v_lock) as b where b.state in ('w', 'b');
-    if v_best is not null then
-      -- If somebody is just cancelling the best, any other will do: a candidate is checked when it is fetched.
-      update procrastinate.job as j set state = 'r'
-       where j.id = any (array(
-         select c.id from (
-           select k.id, k.state from procrastinate.job as k where k.id = v_best for update skip locked) as c
-          where c.state in ('w', 'b')));
-      if not found then
-        update procrastinate.job as j set state = 'r'
-         where j.id = any (array(
-           select k.id from procrastinate.job as k
-            where k.lock = v_lock and k.state = 'w' order by k.rank, k.id limit 1 for update skip locked));
-      end if;
+    select n.id into v_best from procrastinate._next_in_line(v_lock) as n where n.state in ('r', 'h');
+    -- a candidate that somebody holds may be about to go, and then another must stand there
+    perform from procrastinate.job as j where j.id = v_best for update skip locked;
+    if not found then
+      perform procrastinate._call_up(v_lock);
     end if;
   end loop;
 end $$;
 comment on function procrastinate._promote(text[]) is
 'See that each of these locks has a candidate if anything waits under it. Safe at any time, with no lock held.';
+
+create or replace function procrastinate._call_up(lock text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_queues text[];
+begin
+  -- Whatever waits will do, and what somebody holds is passed over: a candidate is checked when it is fetched.
+  with u as (
+    update procrastinate.job as j set state = 'r'
+     where j.id = any (
+       array(
+         select k.id from procrastinate.job as k
+          where k.lock = _call_up.lock and k.state in ('r', 'b', 'h') and k.state = 'b'
+          order by k.rank, k.id limit 1 for update skip locked)
+       || array(
+         select k.id from procrastinate.job as k
+          where k.lock = _call_up.lock and k.state = 'w' order by k.rank, k.id limit 1 for update skip locked))
+    returning j.queue)
+  select array_agg(u.queue) into v_queues from u;
+  if v_queues is not null then
+    perform procrastinate._wake(v_queues);
+  end if;
+end $$;
+comment on function procrastinate._call_up(text) is
+'Make candidates of the best jobs that wait for a lock, even if there are others. For whoever takes one away that may have been '
+'the last: it cannot know whether those it sees are just being taken away, too.';
+
+create or replace function procrastinate._hold(id bigint[], rank int[], lock text[]) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  return array(
+    select h.id from (
+      select j.id, j.rank, j.lock, j.state from procrastinate.job as j where j.id = any (_hold.id) for update skip locked) as h
+     -- replaced since it was found, a job may stand elsewhere
+     where h.state in ('r', 'w', 'b', 'h')
+       and (h.id, h.rank, h.lock) in (
+         select u.id, u.rank, u.lock from unnest(_hold.id, _hold.rank, _hold.lock) as u (id, rank, lock)));
+end $$;
+comment on function procrastinate._hold(bigint[], int[], text[]) is
+'Hold the rows of jobs that were found to be next in line: those that still are, and that nobody else holds.';
 
 create or replace function procrastinate._take_locks(locks text[]) returns void
 language sql set search_path = pg_catalog, pg_temp as $$

@@ -264,7 +264,7 @@ begin
          where j.id = v_old.id;
         insert into procrastinate.event (job_id, type, at, detail)
         values (v_old.id, 'replaced', at, jsonb_build_object('task', v_old.task, 'queue', v_old.queue));
-        perform procrastinate._promote(array[v_old.lock]) where v_old.lock is not null;
+        perform procrastinate._call_up(v_old.lock) where v_old.lock is not null and v_old.state <> 'w';
       end if;
       return -v_old.id;
     end if;

@@ -198,12 +198,12 @@ begin
           from (
             select u.id, u.rank, u.q from unnest(id, rank, q) as u (id, rank, q) order by u.rank, u.id limit size) as b
           join (
-            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
+            select j.id, j.rank, j.queue, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
               from procrastinate.job as j
              where j.id = any (array(
                select u.id from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size))
              order by j.id for update skip locked) as h on h.id = b.id
-         where h.state = 'r'
+         where h.state = 'r' and h.queue = any (queues)
          order by h.rank, h.id) as s;
   end if;
 end $$;

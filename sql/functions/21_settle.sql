@@ -8,6 +8,8 @@ declare
   v_locks text[];
   v_own text[];
   v_head bigint[];
+  v_head_rank int[];
+  v_head_lock text[];
   v_held bigint[];
   v_take bigint[];
 begin
@@ -20,10 +22,10 @@ begin
        where u.lock is not null and u.lock <> all (v_own) limit 256) as l
      where pg_try_advisory_xact_lock(procrastinate._lock_key(l.lock)));
   -- A new statement: what a finish or another fetch wrote before it gave the advisory lock up is visible now.
-  select array_agg(h.id), array_agg(h.head)
-    into v_held, v_head
+  select array_agg(h.id), array_agg(h.head), array_agg(h.rank), array_agg(h.lock)
+    into v_held, v_head, v_head_rank, v_head_lock
     from (
-      select x.id, case when x.id is null then b.id end as head
+      select x.id, b.id as head, b.rank, l.lock
         from unnest(v_locks) as l (lock)
         left join lateral (
           select j.id from procrastinate.job as j
@@ -32,10 +34,7 @@ begin
     ) as h;
   v_held := array_remove(v_held, null);
   -- A job that somebody else holds decides nothing yet: its lock's candidates stay as they are.
-  v_head := array(
-    select h.id from (
-      select j.id, j.state from procrastinate.job as j where j.id = any (v_head) for update skip locked) as h
-     where h.state <> 'x');
+  v_head := procrastinate._hold(v_head, v_head_rank, v_head_lock);
   v_take := array(
     select j.id from procrastinate.job as j
      where j.id = any (v_head) and j.state <> 'h' and (queues is null or j.queue = any (queues)));

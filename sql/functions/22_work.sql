@@ -37,7 +37,9 @@ begin
       return query select c.*, null::jsonb, null::bigint[] from procrastinate._claim(worker_id, v_ids, v_now) as c;
     end if;
     if v_worker.idle_at < v_now - interval '1 second' and cardinality(v_ids) >= capacity + extra then
-      update procrastinate.worker as w set idle_at = null where w.id = worker_id;
+      -- a tick that holds the row may wait for a lock of this fetch: it shall not be waited for
+      update procrastinate.worker as w set idle_at = null
+       where w.id = any (array(select k.id from procrastinate.worker as k where k.id = worker_id for update skip locked));
     end if;
   end if;
   v_lost := array(select h from unnest(f.handed) as h where h <> all (v_ids));

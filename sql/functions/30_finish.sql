@@ -119,6 +119,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   v_next bigint[];
+  v_next_rank int[];
+  v_next_lock text[];
   v_held bigint[];
   v_give bigint[];
   v_queues text[];
@@ -126,24 +128,21 @@ declare
 begin
   perform procrastinate._take_locks(lock);
   -- A new statement: what fetches lined up behind the ended job before they gave the advisory lock up is visible now.
-  v_next := array(
-    select n.id
-      from unnest(lock, rank, id) as u (lock, rank, id)
-     cross join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as n
-     where n.state <> 'h');
-  v_held := array(
-    select h.id from (
-      select j.id, j.state from procrastinate.job as j where j.id = any (v_next) for update skip locked) as h
-     where h.state in ('r', 'w', 'b'));
+  select array_agg(n.id), array_agg(n.rank), array_agg(u.lock)
+    into v_next, v_next_rank, v_next_lock
+    from unnest(lock, rank, id) as u (lock, rank, id)
+   cross join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as n
+   where n.id is not null;
+  v_held := procrastinate._hold(v_next, v_next_rank, v_next_lock);
   if hand then
     select array_agg(j.id), array_agg(j.rank), array_agg(j.lock) into handed, handed_rank, handed_lock
       from procrastinate.job as j
-     where j.id = any (v_held) and (queues is null or j.queue = any (queues));
+     where j.id = any (v_held) and j.state <> 'h' and (queues is null or j.queue = any (queues));
   end if;
   v_give := array(select h from unnest(v_held) as h where h <> all (coalesce(handed, '{}')));
   if v_give <> '{}' then
-    update procrastinate.job as j set state = 'r' where j.id = any (v_give) and j.state <> 'r';
-    v_queues := array(select distinct j.queue from procrastinate.job as j where j.id = any (v_give));
+    update procrastinate.job as j set state = 'r' where j.id = any (v_give) and j.state in ('w', 'b');
+    v_queues := array(select distinct j.queue from procrastinate.job as j where j.id = any (v_give) and j.state = 'r');
     perform procrastinate._wake(v_queues);
   end if;
   if cardinality(v_held) < cardinality(v_next) then

@@ -26,7 +26,7 @@ begin
     v_job.token := -abs(v_job.token);
     perform procrastinate._end_waiting(v_job, 'cancelled', 0, 0, v_job.error, v_now);
   end if;
-  perform procrastinate._promote(array[v_job.lock]) where v_job.lock is not null;
+  perform procrastinate._call_up(v_job.lock) where v_job.lock is not null and v_job.state <> 'w';
   return case when delete then 'deleted' else 'cancelled' end;
 end $$;
 comment on function procrastinate.cancel(bigint, boolean, boolean, jsonb) is

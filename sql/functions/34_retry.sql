@@ -20,6 +20,10 @@ begin
   end if;
   delete from procrastinate.done as d where d.id = job_id returning d.* into v_done;
   if v_done.id is null then
+    if exists (select from procrastinate.job as j where j.id = job_id) then
+      raise exception 'job % has just been retried', job_id using errcode = 'JQ003', detail = 'Somebody else was faster.',
+        hint = 'Only a job that has ended, or runs, can be retried.';
+    end if;
     return false;
   end if;
   insert into procrastinate.job (
@@ -69,6 +73,8 @@ begin
   if v_status is null then
     raise exception 'an open transaction defers a job with the same queueing lock' using errcode = 'lock_not_available',
       hint = 'Try again.';
+  elsif v_status <> 'todo' then
+    perform procrastinate._raise_waiting(v_job.queueing_lock);
   end if;
   -- taken away, not ended by its worker: what that worker still says is stale
   update procrastinate.job as j set token = null, budget_from = j.attempts where j.id = job_id;

@@ -1,0 +1,316 @@
+"""
+Two operations on one lock, with a switch between them at every statement of the queue's functions.
+
+The first operation is halted behind its n-th statement, for n = 1, 2, … to its end; the second
+runs until it has ended, or waits for the first; then the first goes on. Whatever the two are:
+no deadlock, no error that is not documented, never two jobs under a lock, no job lost or doubled,
+no lock forgotten, and what waits is then run in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gates
+import psycopg
+import pytest
+from sessions import Session
+
+Sessions = Callable[[], Session]
+
+ORPHANS = """
+select lock from procrastinate.job as j
+ where state in ('w', 'b') and not exists (
+   select from procrastinate.job as k where k.lock = j.lock and k.state in ('r', 'h', 'x'))
+"""
+
+
+@dataclass
+class Scene:
+    """What the two meet: jobs by name, tokens of those that run, workers by name."""
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)
+
+
+Operation = Callable[[Scene], tuple[str, tuple[Any, ...]]]
+
+
+def _clear(conn: psycopg.Connection[Any]) -> Scene:
+    for table in ("job", "done", "event", "worker"):
+        conn.execute(f"delete from procrastinate.{table}")
+    conn.execute("update procrastinate.tick set next_at = '2000-01-01', swept_lock = ''")
+    conn.execute("select procrastinate.enable_test_clock(false)")
+    conn.execute("select procrastinate.enable_test_clock(true)")
+    scene = Scene()
+    for name in ("a", "b", "c"):
+        scene.workers[name] = _value(conn, "select procrastinate.register_worker_v1(%s)", name)
+    return scene
+
+
+def _value(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
+    row = conn.execute(query, params).fetchone()
+    return row[0] if row else None
+
+
+def _defer(conn: psycopg.Connection[Any], scene: Scene, name: str, **more: Any) -> None:
+    names = ", ".join(f"{n} => %s" for n in more)
+    scene.jobs[name] = _value(conn, f"select procrastinate.defer('t', {names})", *more.values())
+
+
+def _claim(conn: psycopg.Connection[Any], scene: Scene, worker: str, count: int = 1) -> None:
+    for id_, token in conn.execute(
+        "select id, token from procrastinate.fetch_v1(%s, %s)", [scene.workers[worker], count]
+    ).fetchall():
+        scene.tokens[next(n for n, i in scene.jobs.items() if i == id_)] = token
+
+
+def held(conn: psycopg.Connection[Any]) -> Scene:
+    """One runs; behind it a candidate, two that line up, one better than it, one that came back."""
+    scene = _clear(conn)
+    _defer(conn, scene, "later", lock="L", priority=2, retry=json.dumps({"wait": 3600}))
+    _claim(conn, scene, "c")
+    conn.execute(
+        "select procrastinate.finish_v1(%s, outcomes => jsonb_build_array(jsonb_build_object("
+        "'id', %s::bigint, 'token', %s::bigint, 'outcome', 'released')))",
+        [scene.workers["c"], scene.jobs["later"], scene.tokens.pop("later")],
+    )
+    conn.execute("select procrastinate.cancel(%s)", [scene.jobs.pop("later")])
+    _defer(conn, scene, "running", lock="L", queueing_lock="running", retry="3")
+    _claim(conn, scene, "a")
+    conn.execute(
+        "select * from procrastinate.defer_many(%s)",
+        [json.dumps([{"task": "t", "lock": "L", "priority": -p} for p in (1, 2, 3)])],
+    )
+    second, third, fourth = (
+        i
+        for (i,) in conn.execute(
+            "select id from procrastinate.job where state <> 'x' order by id"
+        ).fetchall()
+    )
+    scene.jobs |= {"second": second, "third": third, "fourth": fourth}
+    _defer(conn, scene, "better", lock="L", priority=5)
+    _defer(conn, scene, "unique", lock="L", queueing_lock="unique")
+    _defer(conn, scene, "other", lock="M", priority=-9)
+    # the worker of the running job has been silent for too long
+    conn.execute(
+        "update procrastinate.worker set heartbeat_at = '2001-01-01', idle_at = '2001-01-01'"
+        " where id = %s",
+        [scene.workers["a"]],
+    )
+    return scene
+
+
+def lined_up(conn: psycopg.Connection[Any]) -> Scene:
+    """As held, but a fetch has looked, so that all the rest waits without a candidate."""
+    scene = held(conn)
+    conn.execute("select procrastinate.fetch_v1(%s, 10)", [scene.workers["c"]])
+    conn.execute("select procrastinate.unregister_worker_v1(%s)", [scene.workers["c"]])
+    scene.workers["c"] = _value(conn, "select procrastinate.register_worker_v1('c')")
+    return scene
+
+
+def free(conn: psycopg.Connection[Any]) -> Scene:
+    """Nothing runs under the lock; two candidates and a line behind them."""
+    scene = held(conn)
+    conn.execute("select procrastinate.fetch_v1(%s, 10)", [scene.workers["c"]])
+    for worker in ("a", "c"):
+        conn.execute("select procrastinate.unregister_worker_v1(%s)", [scene.workers[worker]])
+        scene.workers[worker] = _value(conn, "select procrastinate.register_worker_v1(%s)", worker)
+    scene.tokens["running"] = 1
+    return scene
+
+
+def fresh(conn: psycopg.Connection[Any]) -> Scene:
+    """Nobody has looked at the lock yet: two candidates, and one that lines up; a job has ended."""
+    scene = _clear(conn)
+    _defer(conn, scene, "running", lock="L", queueing_lock="running")
+    _claim(conn, scene, "a")
+    _finish_all(conn)
+    conn.execute(
+        "select * from procrastinate.defer_many(%s)",
+        [json.dumps([{"task": "t", "lock": "L"}, {"task": "t", "lock": "L"}])],
+    )
+    second, fourth = (
+        i for (i,) in conn.execute("select id from procrastinate.job order by id").fetchall()
+    )
+    scene.jobs |= {"second": second, "fourth": fourth}
+    _defer(conn, scene, "better", lock="L", priority=5, queueing_lock="unique")
+    return scene
+
+
+def _outcome(how: dict[str, Any]) -> Operation:
+    def operation(s: Scene) -> tuple[str, tuple[Any, ...]]:
+        told = {"id": s.jobs["running"], "token": s.tokens["running"], **how}
+        return (
+            "select verdict, sqlstate from procrastinate.finish_v1(%s, outcomes => %s)",
+            (s.workers["a"], json.dumps([told])),
+        )
+
+    return operation
+
+
+def _work(s: Scene) -> tuple[str, tuple[Any, ...]]:
+    ids, tokens = [s.jobs["running"]], [s.tokens["running"]]
+    query = (
+        "select id, token, verdicts from procrastinate.work_v1("
+        "%s, %s::bigint[], %s::bigint[], '[]', true, 3, 2, null)"
+    )
+    return query, (s.workers["a"], ids, tokens)
+
+
+def _call(query: str, *names: str) -> Operation:
+    def operation(s: Scene) -> tuple[str, tuple[Any, ...]]:
+        known = s.jobs | {f"worker {n}": w for n, w in s.workers.items()}
+        known |= {f"token {n}": t for n, t in s.tokens.items()}
+        return query, tuple(known[n] for n in names)
+
+    return operation
+
+
+_DEFER = "select procrastinate.defer('t', lock => 'L', "
+_REPLACE = "select procrastinate.defer('t', queueing_lock => 'unique', on_conflict => 'replace', "
+OPERATIONS: dict[str, Operation] = {
+    "succeed": _outcome({"outcome": "succeeded"}),
+    "work": _work,
+    "release": _outcome({"outcome": "released"}),
+    "retry later": _outcome({"outcome": "failed", "retry": {"in": 3600}}),
+    "retry elsewhere": _outcome({"outcome": "failed", "retry": {"lock": "M", "priority": 1}}),
+    "fetch": _call("select id from procrastinate.fetch_v1(%s, 10)", "worker b"),
+    "fetch one": _call("select id from procrastinate.fetch_v1(%s, 1)", "worker c"),
+    "work on": _call(
+        "select id from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", "worker a"
+    ),
+    "tick": _call("select kind from procrastinate.tick_v1()"),
+    "unregister": _call("select procrastinate.unregister_worker_v1(%s)", "worker a"),
+    "complete": _call("select procrastinate.complete_v1(%s, %s)", "running", "token running"),
+    "abort": _call("select procrastinate.cancel(%s, abort => true)", "running"),
+    "take back": _call("select procrastinate.retry(%s)", "running"),
+    "cancel the head": _call("select procrastinate.cancel(%s)", "better"),
+    "cancel the second": _call("select procrastinate.cancel(%s, delete => true)", "second"),
+    "cancel the last": _call("select procrastinate.cancel(%s)", "fourth"),
+    "replace away": _call(_REPLACE + "lock => 'M')"),
+    "replace by later": _call(_REPLACE + "lock => 'L', schedule_in => '1 hour')"),
+    "replace by best": _call(_REPLACE + "lock => 'L', priority => 9)"),
+    "defer": _call(_DEFER + "priority => 7)"),
+    "take its place": _call(_DEFER + "queueing_lock => 'running', on_conflict => 'ignore')"),
+}
+EXPECTED = {
+    "complete": {"JQ002"},
+    "take back": {"JQ003", "23505"},
+    "work": {"JQ004"},
+    "work on": {"JQ004"},
+    "fetch": {"JQ004"},
+}
+EXPECTED["fetch one"] = EXPECTED["fetch"]
+SCENES = {"held": held, "lined up": lined_up, "free": free, "fresh": fresh}
+
+
+@pytest.fixture
+def stage(conn: psycopg.Connection[Any], session: Sessions) -> Callable[[str, str, str], int]:
+    assert gates.install(conn) > 200
+    a, b, keeper = session(), session(), session()
+
+    def play(scene_name: str, first: str, second: str) -> int:
+        for stop in itertools.count(1):
+            scene = SCENES[scene_name](conn)
+            keeper.run(gates.SHUT)
+            a.run(f"set gates.count = 0; set gates.stop = {stop}")
+            one = a.start(*_flat(OPERATIONS[first](scene)))
+            while not (one.done() or a.waits()):
+                pass
+            passed = one.done()
+            two = b.start(*_flat(OPERATIONS[second](scene)))
+            while not (two.done() or b.waits()):
+                pass
+            keeper.run(gates.OPEN)
+            for name, step in ((first, one), (second, two)):
+                try:
+                    step.rows()
+                except psycopg.Error as error:
+                    if error.sqlstate not in EXPECTED.get(name, set()):
+                        raise
+            _check(conn, f"{first} | {second} from {scene_name}, halted at {stop}")
+            if passed:
+                return stop
+        raise AssertionError
+
+    return play
+
+
+def _flat(call: tuple[str, tuple[Any, ...]]) -> tuple[Any, ...]:
+    return call[0], *call[1]
+
+
+def _check(conn: psycopg.Connection[Any], where: str) -> None:
+    assert not conn.execute(ORPHANS).fetchall(), f"a lock is forgotten: {where}"
+    assert not conn.execute(
+        "select id from procrastinate.jobs group by id having count(*) > 1"
+    ).fetchall(), f"a job is there twice: {where}"
+    worker = _value(conn, "select procrastinate.register_worker_v1('drain')")
+    _finish_all(conn)
+    for due in ("{r,w,b}", "{r,w,b,h,s}"):
+        expected = dict(
+            conn.execute(
+                "select lock, array_agg(id order by rank, id) from procrastinate.job"
+                " where state = any (%s) group by lock",
+                [due],
+            ).fetchall()
+        )
+        ran: dict[str, list[int]] = {}
+        while claims := conn.execute(
+            "select id, token, lock from procrastinate.fetch_v1(%s, 10)", [worker]
+        ).fetchall():
+            for id_, _, lock in claims:
+                ran.setdefault(lock, []).append(id_)
+            conn.execute(
+                "select procrastinate.finish_v1(%s, %s, %s)",
+                [worker, [c[0] for c in claims], [c[1] for c in claims]],
+            )
+        later = conn.execute(
+            "select count(*) from procrastinate.job where state not in ('s', 'h')"
+            "  and lock not in (select lock from procrastinate.job where state = 'h')"
+        ).fetchone()
+        assert later == (0,), f"jobs are stuck: {where}"
+        for lock, ids in expected.items():
+            got = ran.get(lock, [])
+            assert got == ids[: len(got)], f"the order of {lock} is broken: {where}"
+        conn.execute("select procrastinate.advance('2 hours')")
+        conn.execute("update procrastinate.worker set heartbeat_at = procrastinate.now_()")
+    assert _value(conn, "select count(*) from procrastinate.job") == 0, f"jobs are left: {where}"
+
+
+def _finish_all(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "select procrastinate.finish_v1(worker_id, array_agg(id), array_agg(token))"
+        "  from procrastinate.job where state = 'x' group by worker_id"
+    )
+
+
+PAIRS = [
+    (scene, first, second) for scene in SCENES for first in OPERATIONS for second in OPERATIONS
+]
+
+
+def test_a_choice_of_pairs(stage: Callable[[str, str, str], int]) -> None:
+    for pair in random.Random(7).sample(PAIRS, 12):
+        stage(*pair)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("first", OPERATIONS)
+def test_every_pair(stage: Callable[[str, str, str], int], scene: str, first: str) -> None:
+    broken = []
+    for second in OPERATIONS:
+        try:
+            stage(scene, first, second)
+        except (AssertionError, psycopg.Error) as error:
+            broken.append(f"{second}: {error}")
+    assert not broken
