@@ -145,6 +145,12 @@ class Program:
                 return
         raise AssertionError(f"it never said {line!r}: {self.finish()}")
 
+    def catches(self, number: int) -> bool:
+        """Tell whether it has a handler for a signal."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        mask = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(mask >> (number - 1) & 1)
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 

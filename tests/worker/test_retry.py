@@ -227,7 +227,7 @@ class TestStrategiesOfTheUsersOwn:
             decision = strategy.get_retry_decision(exception=ValueError(), job=a_job(0))
         assert decision
         assert decision.as_outcome() == {"in": 3600.0}
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="get_retry_decision"):
             assert strategy.get_retry_decision(exception=ValueError(), job=a_job(1)) is None
         with pytest.raises(NotImplementedError):
             BaseRetryStrategy().get_retry_decision(exception=ValueError(), job=a_job(0))
