@@ -38,7 +38,6 @@ declare
   f_lock text[];
   f_rank int[];
   f_id bigint[];
-  s record;
   o record;
 begin
   if cardinality(succeeded) > 0 then

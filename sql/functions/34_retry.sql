@@ -8,7 +8,6 @@ declare
   v_now timestamptz := procrastinate.now_();
   v_at timestamptz := procrastinate._one_time(schedule_at, v_now, schedule_in);
   v_done procrastinate.done;
-  v_waiting bigint;
 begin
   perform procrastinate._check_keys('options', options, '{}');
   perform procrastinate._check_time(v_at);

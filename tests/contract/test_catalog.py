@@ -141,6 +141,8 @@ def test_bodies_pass_plpgsql_check(conn: Connection) -> None:
          cross join lateral plpgsql_check_function_tb(
            p.oid, fatal_errors => false, extra_warnings => false) as c
          where p.pronamespace = 'procrastinate'::regnamespace
+           -- said of every literal that is assigned to what is not text
+           and c.message <> 'target type is different type than source type'
         """,
     )
-    assert found == []
+    assert not found, "\n".join(found)
