@@ -194,15 +194,13 @@ begin
     select array_agg(s.id), array_agg(s.rank), array_agg(s.lock), array_agg(s.solo), array_agg(s.q)
       into id, rank, lock, solo, q
       from (
-        select h.id, h.rank, h.lock, h.solo, b.q
+        select h.id, h.rank, h.lock, h.solo, array_position(queues, h.queue) as q
           from (
-            select u.id, u.rank, u.q from unnest(id, rank, q) as u (id, rank, q) order by u.rank, u.id limit size) as b
-          join (
             select j.id, j.rank, j.queue, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
               from procrastinate.job as j
              where j.id = any (array(
                select u.id from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size))
-             order by j.id for update skip locked) as h on h.id = b.id
+             order by j.id for update skip locked) as h
          where h.state = 'r' and h.queue = any (queues)
          order by h.rank, h.id) as s;
   end if;
