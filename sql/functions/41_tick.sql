@@ -9,6 +9,7 @@ declare
   v_more boolean := false;
 begin
   select t.* into v_tick from procrastinate.tick as t;
+  v_tick.next_at := least(v_tick.next_at, procrastinate._next_schedule_at());
   -- one at a time, nobody waits: whoever comes second finds it done
   if v_tick.next_at <= v_now and pg_try_advisory_xact_lock(7043, 1) then
     v_done := coalesce((
@@ -27,7 +28,8 @@ begin
        set next_at = v_tick.next_at, swept_lock = v_tick.swept_lock, purged_at = v_tick.purged_at;
   end if;
   return query
-    select d ->> 'kind', (d ->> 'job_id')::bigint, d -> 'detail', v_tick.next_at, v_now
+    select d ->> 'kind', (d ->> 'job_id')::bigint, d -> 'detail',
+           greatest(least(v_tick.next_at, procrastinate._next_schedule_at()), v_now + interval '100 milliseconds'), v_now
       from jsonb_array_elements(v_done || jsonb '[{}]') as d;
 end $$;
 comment on function procrastinate.tick_v1() is
@@ -40,11 +42,11 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return greatest(at + interval '100 milliseconds', least(
     at + interval '60 seconds',
-    (select min(w.heartbeat_at + w.stalled_after) from procrastinate.worker as w),
-    procrastinate._next_schedule_at()));
+    (select min(w.heartbeat_at + w.stalled_after) from procrastinate.worker as w)));
 end $$;
 comment on function procrastinate._next_tick_at(timestamptz) is
-'Tell when a worker may next be found dead, or a schedule fires; a minute from now at the latest.';
+'Tell when a worker may next be found dead; a minute from now at the latest. Schedules are asked each time: one that is just being '
+'made in an open transaction must not hold the row of procrastinate.tick.';
 
 create or replace function procrastinate._tick_by(due timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
