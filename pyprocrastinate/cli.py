@@ -108,7 +108,8 @@ def migrate(app: str | None, stage: Any, how: str | None) -> None:
 
     if how is None:
         steps = migrate.migrate(address(app), stage=stage)
-        click.echo(f"applied {len(steps)} steps" if steps else "nothing to apply")
+        noun = "step" if len(steps) == 1 else "steps"
+        click.echo(f"applied {len(steps)} {noun}" if steps else "nothing to apply")
         return
     steps = migrate.plan(address(app), stage=stage)
     if how == "sql":
