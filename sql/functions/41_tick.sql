@@ -103,6 +103,8 @@ begin
     v_allowed := least((v_policy -> 'rescues')::numeric, 1000000)::int;
   end if;
   if job.rescues >= v_allowed or job.abort_requested then
+    -- ended, but not by its worker: what that one still says is stale
+    job.token := null;
     perform procrastinate._end_waiting(job, 'failed', 1, 0, v_error, at);
     v_status := 'failed';
   else
