@@ -2,8 +2,7 @@
 Give each test a PostgreSQL database of its own.
 
 The server is an embedded one, private to the run and gone with it; $PROCRASTINATE_DSN or libpq's
-PG* variables put
-another in its place.
+PG* variables put another in its place.
 The schema is installed once, into a template, and each test that asks for `dsn` gets a clone of it.
 """
 
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -30,7 +30,6 @@ from pyprocrastinate.migrate import migrate
 Connect = Callable[..., psycopg.Connection[Any]]
 AsyncConnect = Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]
 
-_missing_tools: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 _numbers = count()
 
 
@@ -38,26 +37,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long, too")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_missing_tools] = {}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = config.stash[_missing_tools]
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
         for marker in item.iter_markers("needs_tool"):
-            tool = marker.args[0]
-            if not shutil.which(tool):
-                missing[tool] = missing.get(tool, 0) + 1
-                item.add_marker(pytest.mark.skip(reason=f"needs {tool}"))
+            if not shutil.which(marker.args[0]):
+                item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]}"))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    missing = config.stash[_missing_tools]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # From the reports and not from the items, which are elsewhere under pytest-xdist.
+    skipped = [report.longrepr[2] for report in terminalreporter.getreports("skipped")]
+    prefix = "Skipped: needs "
+    missing = Counter(why.removeprefix(prefix) for why in skipped if why.startswith(prefix))
     if missing:
         terminalreporter.section("not tested on this machine")
         for tool, tests in sorted(missing.items()):
@@ -70,8 +63,7 @@ class PgServer:
     The server under test.
 
     `server` can restart it and is None where the server is not ours; `bindir` holds `psql`,
-    `pg_dump` and the like
-    and is None where they are not to be found.
+    `pg_dump` and the like, and is None where they are not to be found.
     The rest is what pytest-postgresql asks of a server.
     """
 
@@ -98,10 +90,10 @@ class PgServer:
 
     def tool(self, name: str) -> Path:
         """Return the path of one of PostgreSQL's programs, or skip the test."""
-        found = self.bindir / name if self.bindir else None
-        if found is None or not found.exists():
+        found = (self.bindir and shutil.which(name, path=self.bindir)) or shutil.which(name)
+        if not found:
             pytest.skip(f"needs {name}")
-        return found
+        return Path(found)
 
 
 @pytest.fixture(scope="session")
