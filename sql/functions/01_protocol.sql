@@ -8,7 +8,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select r.oldest, r.newest from procrastinate.protocol_range as r
 $$;
 comment on function procrastinate.protocol() is
-'Tell the oldest and the newest worker protocol that this schema speaks. A worker whose protocol lies outside must not start.';
+'Tell the oldest and the newest worker protocol that this schema speaks. A worker of another protocol must not start.';
 
 create or replace function procrastinate._check_protocol(protocol int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -26,7 +26,7 @@ begin
                       else 'Run "pyprocrastinate migrate --stage pre" with the release of the worker.' end;
 end $$;
 comment on function procrastinate._check_protocol(int) is
-'Raise JQ005 for a protocol that the schema does not speak, and keep the range from changing until the transaction ends.';
+'Raise JQ005 for a protocol that the schema does not speak; else keep the range as it is until the transaction ends.';
 
 create or replace function procrastinate._raise_oldest(protocol int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -168,7 +168,8 @@ begin
       true, false, null) as f;
   if v_verdict ->> 'verdict' <> 'ok' then
     raise exception 'job % is not held under this token', job_id using errcode = 'JQ002',
-      detail = case v_verdict ->> 'verdict' when 'already' then 'This run has already ended.' else 'The job was given away, or is gone.' end,
+      detail = case v_verdict ->> 'verdict'
+                 when 'already' then 'This run has already ended.' else 'The job was given away, or is gone.' end,
       hint = 'Roll back: what this run did must not count.';
   end if;
 end $$;

@@ -73,7 +73,8 @@ begin
       end if;
     end loop;
   end if;
-  select jsonb_agg(procrastinate._late_verdict((g.o ->> 'id')::bigint, (g.o ->> 'token')::bigint, coalesce((g.o ->> 'keep')::boolean, true)))
+  select jsonb_agg(procrastinate._late_verdict(
+           (g.o ->> 'id')::bigint, (g.o ->> 'token')::bigint, coalesce((g.o ->> 'keep')::boolean, true)))
     into v_late
     from jsonb_array_elements(outcomes) as g (o)
    where not exists (

@@ -136,6 +136,7 @@ def test_the_form_of_a_file(path: Path) -> None:
     text = path.read_text("utf-8")
     assert text.endswith("\n")
     assert "\t" not in text
+    assert [line for line in text.splitlines() if len(line) > 140] == []
     assert [line for line in text.splitlines() if line != line.rstrip()] == []
 
 

@@ -4,7 +4,8 @@ do $$ begin
       using errcode = '0A000', hint = 'Use PostgreSQL 15 or later.';
   elsif getdatabaseencoding() <> 'UTF8' then
     raise exception 'the encoding of database "%" is %, not UTF8', current_database(), getdatabaseencoding()
-      using errcode = '0A000', hint = 'Use a database made with: create database ... encoding ''UTF8'' template template0.';
+      using errcode = '0A000',
+            hint = 'Use a database made with: create database ... encoding ''UTF8'' template template0.';
   end if;
 end $$;
 
