@@ -19,10 +19,18 @@ from typing import Any
 import gates
 import psycopg
 import pytest
-from sessions import Session
+from sessions import Row, Session
 
 Sessions = Callable[[], Session]
 
+# All that decides what happens next. Of what has ended, that it has.
+STATE = """
+select (select jsonb_agg(
+                 to_jsonb(j) - '{token,deferred_at,scheduled_at,started_at,worker_id}'::text[]
+                 order by j.id)
+          from procrastinate.job as j)::text,
+       (select jsonb_agg(d.id order by d.id) from procrastinate.done as d)::text
+"""
 ORPHANS = """
 select lock from procrastinate.job as j
  where state in ('w', 'b') and not exists (
@@ -37,6 +45,7 @@ class Scene:
     jobs: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)
+    attempts: int = 0
 
 
 Operation = Callable[[Scene], tuple[str, tuple[Any, ...]]]
@@ -46,6 +55,7 @@ def _clear(conn: psycopg.Connection[Any]) -> Scene:
     for table in ("job", "done", "event", "worker"):
         conn.execute(f"delete from procrastinate.{table}")
     conn.execute("update procrastinate.tick set next_at = '2000-01-01', swept_lock = ''")
+    conn.execute("select setval(pg_get_serial_sequence('procrastinate.job', 'id'), 1)")
     conn.execute("select procrastinate.enable_test_clock(false)")
     conn.execute("select procrastinate.enable_test_clock(true)")
     scene = Scene()
@@ -141,6 +151,7 @@ def fresh(conn: psycopg.Connection[Any]) -> Scene:
         i for (i,) in conn.execute("select id from procrastinate.job order by id").fetchall()
     )
     scene.jobs |= {"second": second, "fourth": fourth}
+    scene.attempts = 1
     _defer(conn, scene, "better", lock="L", priority=5, queueing_lock="unique")
     return scene
 
@@ -187,7 +198,7 @@ OPERATIONS: dict[str, Operation] = {
     "work on": _call(
         "select id from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", "worker a"
     ),
-    "tick": _call("select kind from procrastinate.tick_v1()"),
+    "tick": _call("select kind, job_id from procrastinate.tick_v1()"),
     "unregister": _call("select procrastinate.unregister_worker_v1(%s)", "worker a"),
     "complete": _call("select procrastinate.complete_v1(%s, %s)", "running", "token running"),
     "abort": _call("select procrastinate.cancel(%s, abort => true)", "running"),
@@ -209,6 +220,36 @@ EXPECTED = {
     "fetch": {"JQ004"},
 }
 EXPECTED["fetch one"] = EXPECTED["fetch"]
+
+
+def _nothing(scene: Scene, rows: list[Row]) -> int:
+    return 0
+
+
+def _accepted(scene: Scene, rows: list[Row]) -> int:
+    return sum(row[0] == "ok" for row in rows)
+
+
+def _worked(scene: Scene, rows: list[Row]) -> int:
+    return int(rows[-1][2] is None)
+
+
+def _ticked(scene: Scene, rows: list[Row]) -> int:
+    return sum(row == ("rescued", scene.jobs["running"]) for row in rows)
+
+
+def _done(scene: Scene, rows: list[Row]) -> int:
+    return 1
+
+
+COUNTS = {
+    "succeed": _accepted,
+    "retry later": _accepted,
+    "retry elsewhere": _accepted,
+    "work": _worked,
+    "tick": _ticked,
+    "complete": _done,
+}
 SCENES = {"held": held, "lined up": lined_up, "free": free, "fresh": fresh}
 
 
@@ -217,9 +258,17 @@ def stage(conn: psycopg.Connection[Any], session: Sessions) -> Callable[[str, st
     assert gates.install(conn) > 200
     a, b, keeper = session(), session(), session()
 
+    seen: set[Any] = set()
+    scenes: dict[str, Scene] = {}
+
     def play(scene_name: str, first: str, second: str) -> int:
+        if scene_name not in scenes:
+            scenes.clear()
+            scenes[scene_name] = SCENES[scene_name](conn)
+            conn.execute(gates.SAVE)
+        scene = scenes[scene_name]
         for stop in itertools.count(1):
-            scene = SCENES[scene_name](conn)
+            conn.execute(gates.RESTORE)
             keeper.run(gates.SHUT)
             a.run(f"set gates.count = 0; set gates.stop = {stop}")
             one = a.start(*_flat(OPERATIONS[first](scene)))
@@ -230,13 +279,27 @@ def stage(conn: psycopg.Connection[Any], session: Sessions) -> Callable[[str, st
             while not (two.done() or b.waits()):
                 pass
             keeper.run(gates.OPEN)
+            where = f"{first} | {second} from {scene_name}, halted at {stop}"
+            counted = scene.attempts
             for name, step in ((first, one), (second, two)):
                 try:
-                    step.rows()
+                    counted += COUNTS.get(name, _nothing)(scene, step.rows())
                 except psycopg.Error as error:
                     if error.sqlstate not in EXPECTED.get(name, set()):
+                        error.add_note(where)
                         raise
-            _check(conn, f"{first} | {second} from {scene_name}, halted at {stop}")
+            attempts = _value(
+                conn,
+                "select attempts - (select count(*) from procrastinate.event"
+                "  where type = 'retried' and job_id = j.id and not detail ? 'finished_at')"
+                "  from procrastinate.jobs as j where id = %s",
+                scene.jobs["running"],
+            )
+            assert attempts in (counted, None), f"a run is lost, or counted twice: {where}"
+            outcome = conn.execute(STATE).fetchone()
+            if outcome not in seen:
+                _check(conn, where)
+                seen.add(outcome)
             if passed:
                 return stop
         raise AssertionError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def test_there_are_specs() -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_spec(dsn: str, spec: Path) -> None:
     done = subprocess.run(
-        [TOOL, dsn], input=spec.read_text(), capture_output=True, text=True, timeout=60
+        [TOOL, dsn], check=False, input=spec.read_text(), capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == spec.with_suffix(".out").read_text()
+    # an id depends on what ran before in the same database
+    assert re.sub(r"job \d+", "job N", done.stdout) == spec.with_suffix(".out").read_text()

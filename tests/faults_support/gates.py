@@ -17,6 +17,32 @@ import psycopg
 SHUT = "select pg_advisory_lock(77, 77)"
 OPEN = "select pg_advisory_unlock(77, 77)"
 
+SAVE = """
+do $$
+declare
+  v_table text;
+begin
+  foreach v_table in array array['job', 'done', 'event', 'worker', 'tick', 'config'] loop
+    execute format('drop table if exists gates.%I', v_table);
+    execute format('create table gates.%1$I as table procrastinate.%1$I', v_table);
+  end loop;
+end $$
+"""
+# Ids go on from the same number each time, so that equal outcomes have equal ids.
+RESTORE = """
+do $$
+declare
+  v_table text;
+begin
+  foreach v_table in array array['job', 'done', 'event', 'worker', 'tick', 'config'] loop
+    execute format('delete from procrastinate.%I', v_table);
+    execute format(
+      'insert into procrastinate.%1$I overriding system value table gates.%1$I', v_table);
+  end loop;
+  perform setval(pg_get_serial_sequence('procrastinate.job', 'id'), 10000000);
+end $$
+"""
+
 _GATE = """
 create schema gates;
 create function gates.pass() returns void language plpgsql as $$
