@@ -6,6 +6,7 @@ declare
   v_now timestamptz := procrastinate.now_();
   v_tick procrastinate.tick;
   v_done jsonb := '[]';
+  v_purged jsonb;
   v_more boolean := false;
 begin
   select t.* into v_tick from procrastinate.tick as t;
@@ -18,9 +19,14 @@ begin
     v_done := v_done || coalesce((
       select jsonb_agg(to_jsonb(f)) from procrastinate._fire_schedules(v_now) as f), '[]');
     if v_tick.purged_at is null or v_tick.purged_at <= v_now - interval '60 seconds' then
-      v_done := v_done || coalesce((
+      v_purged := coalesce((
         select jsonb_agg(to_jsonb(p)) from procrastinate._retain(v_now) as p), '[]');
-      v_tick.purged_at := v_now;
+      v_done := v_done || v_purged;
+      if jsonb_path_exists(v_purged, '$[*] ? (@.detail.jobs >= 10000)') then
+        v_more := true;
+      else
+        v_tick.purged_at := v_now;
+      end if;
     end if;
     v_tick.swept_lock := procrastinate._sweep_locks(v_tick.swept_lock);
     v_tick.next_at := case when v_more then v_now else procrastinate._next_tick_at(v_now) end;

@@ -10,7 +10,9 @@ begin
     when 'store_errors' then update procrastinate.config as c set store_errors = value::boolean;
     when 'retention' then
       perform procrastinate._check_keys('retention', value, '{succeeded,failed,aborted,cancelled}');
-      perform procrastinate._interval(r.value) from jsonb_each_text(value) as r;
+      if (select bool_or(procrastinate._interval(r.value) < '0') from jsonb_each_text(value) as r) then
+        raise exception 'a retention is negative' using errcode = '22023', hint = 'Use null to keep jobs for ever.';
+      end if;
       update procrastinate.config as c set retention = jsonb_strip_nulls(value);
     else
       raise exception 'unknown setting' using errcode = 'JQ018', detail = format('Its name is "%s".', left(name, 100)),

@@ -31,7 +31,8 @@ union all
 select -(d.id * 16 + 4), d.id, 'deferred', d.deferred_at, null, null from procrastinate.done as d
 union all
 select -(d.id * 16 + 5), d.id, 'scheduled', d.scheduled_at, null, null
-  from procrastinate.done as d where d.scheduled_at is not null and d.attempts <= 1
+  -- of a job that never ran, or has run once: else it is the time of a retry
+  from procrastinate.done as d where d.scheduled_at is not null and d.attempts <= (d.started_at is not null)::int
 union all
 select -(d.id * 16 + 6), d.id, 'started', d.started_at, d.worker_id, null from procrastinate.done as d where d.started_at is not null
 union all
