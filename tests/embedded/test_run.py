@@ -60,8 +60,14 @@ def start(checkout: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def test_the_programs_exit_code_is_passed_on(checkout: Path) -> None:
     process = start(checkout, "python", "-c", "import os; print(os.getcwd()); exit(7)")
-    assert process.communicate(timeout=DEADLINE) == (f"{checkout}\n", "")
+    assert process.communicate(timeout=DEADLINE) == ("/\n", "")
     assert process.returncode == 7
+
+
+def test_tests_are_found_from_everywhere(checkout: Path) -> None:
+    (checkout / "test_one.py").write_text("def test_one(): pass")
+    process = start(checkout, "test", "-p", "no:cacheprovider", "test_one.py")
+    assert "1 passed" in process.communicate(timeout=DEADLINE)[0]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
