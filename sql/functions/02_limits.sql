@@ -11,8 +11,9 @@ language sql stable parallel safe begin atomic
      and coalesce(length(lock) between 1 and 512, true)
      and coalesce(length(queueing_lock) between 1 and 512, true)
      and coalesce(scheduled_at between timestamptz '2000-01-01 00:00:00+00' and timestamptz '9000-01-01 00:00:00+00', true)
-     and coalesce(jsonb_typeof(args) = 'object' and pg_column_size(args) <= least(512, max_bytes / 2), true)
-     and coalesce(jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= least(512, max_bytes / 2), true);
+     -- || unpacks what comes out of a table compressed
+     and coalesce(jsonb_typeof(args) = 'object' and pg_column_size(args || '{}') <= least(512, max_bytes / 2), true)
+     and coalesce(jsonb_typeof(headers) = 'object' and pg_column_size(headers || '{}') <= least(512, max_bytes / 2), true);
 end;
 comment on function procrastinate._acceptable(text, text, int, text, text, timestamptz, jsonb, jsonb, int) is
 'Tell, cheaply and inline, that a job is surely within the limits. False means: ask procrastinate._check_job.';
@@ -78,8 +79,7 @@ begin
     raise exception '% are too large', what using errcode = 'JQ012',
       detail = format('They take %s bytes as JSON text, the limit is %s.', octet_length(value::text), max_bytes),
       hint = 'Store the data elsewhere and pass a reference, or raise the setting max_args_bytes.';
-  elsif pg_column_size(value) > 512
-    and jsonb_path_exists(value, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') then
+  elsif jsonb_path_exists(value, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') then
     raise exception '% are nested too deep', what using errcode = 'JQ011',
       detail = 'There are more than 64 levels.', hint = 'Flatten the data: not every client can read deeper values.';
   end if;
