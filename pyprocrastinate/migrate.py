@@ -138,7 +138,8 @@ def script(steps: list[Step]) -> str:
     for step in steps:
         text = f"{step.sql}\n{step.record}"
         if step.in_transaction:
-            text = f"begin;\n{_TURN}{_SETTINGS.format(LOCK_TIMEOUT * 1000)}\n{text}commit;\n"
+            settings = _TURN + _SETTINGS.format(LOCK_TIMEOUT * 1000)
+            text = f"begin isolation level read committed;\n{settings}\n{text}commit;\n"
         parts.append(f"-- {step.name}\n{text}")
     return "\n".join(parts)
 
@@ -234,7 +235,10 @@ def _read_record(connection: Connection) -> Record:
 
 
 def _connect(server: embedded.Resolved) -> Connection:
-    return psycopg.connect(server.conninfo, autocommit=True, client_encoding="utf8")
+    connection = psycopg.connect(server.conninfo, autocommit=True, client_encoding="utf8")
+    # In any other, the guard would keep a snapshot, and a look at the workers would be an old one.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    return connection
 
 
 def _take_turn(guard: Connection) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from pyprocrastinate.exceptions import ProtocolInUse, ProtocolNotSpoken
 from pyprocrastinate.migrate import MigrationError, get_schema, migrate, plan
@@ -107,13 +108,21 @@ def test_a_step_is_safe_from_the_settings_of_the_role(
     dsn: str, conn: Connection, release: Any
 ) -> None:
     release.add("migrations/pre/9001_slow.sql", "select pg_sleep(0.05);")
-    user = conn.info.user
-    with psycopg.connect(dsn, autocommit=True) as other:
-        other.execute(
-            f'alter role "{user}" in database "{conn.info.dbname}" '.encode()
-            + b"set statement_timeout = 20"
+    release.add(
+        "migrations/pre/9002_index.sql",
+        "-- no-transaction\ncreate index concurrently more on procrastinate.job (task);\n",
+    )
+    for setting in (
+        "statement_timeout = 20",
+        "idle_in_transaction_session_timeout = 20",
+        "default_transaction_isolation = serializable",
+        "search_path = nowhere",
+        "check_function_bodies = off",
+    ):
+        conn.execute(
+            f'alter role current_user in database "{conn.info.dbname}" set {setting}'.encode()
         )
-    assert names(migrate(dsn)) == ["pre/9001_slow"]
+    assert names(migrate(dsn)) == ["pre/9001_slow", "pre/9002_index"]
 
 
 # Functions
@@ -179,6 +188,97 @@ def test_an_older_release_is_told_that_it_is_retired(
     release.is_called("98.9")
     with pytest.raises(ProtocolNotSpoken, match="has retired protocol 1"):
         migrate(dsn)
+
+
+def test_functions_are_replaced_under_those_who_call_them(
+    dsn: str, connect: Connect, release: Any
+) -> None:
+    done = Event()
+
+    def keep_deferring() -> int:
+        deferrer, count = connect(), 0
+        while not done.is_set() or count == 0:
+            deferrer.execute("select procrastinate.defer('anything', lock => 'one')")
+            count += 1
+        return count
+
+    def keep_looking() -> int:
+        reader, count = connect(), 0
+        while not done.is_set() or count == 0:
+            reader.execute("select count(*) from procrastinate.jobs")
+            count += 1
+        return count
+
+    with ThreadPoolExecutor() as pool:
+        busy = [pool.submit(keep_deferring), pool.submit(keep_looking)]
+        try:
+            for number in range(5):
+                release.add("functions/98_more.sql", f"select {number};")
+                migrate(dsn)
+        finally:
+            done.set()
+        assert all(one.result() for one in busy)
+
+
+def test_grants_survive_a_load(dsn: str, conn: Connection, release: Any) -> None:
+    conn.execute("grant execute on function procrastinate.protocol to pg_monitor")
+    conn.execute("grant select on procrastinate.jobs to pg_monitor")
+    release.add("functions/00_more.sql", "select 1;")
+    migrate(dsn)
+    assert conn.execute(
+        "select has_function_privilege('pg_monitor', 'procrastinate.protocol()', 'execute'), "
+        "has_table_privilege('pg_monitor', 'procrastinate.jobs', 'select')"
+    ).fetchone() == (True, True)
+
+
+def test_added_columns_do_not_upset_those_who_work_already(
+    dsn: str, conn: Connection, release: Any
+) -> None:
+    calls = ("fetch_v1(%s)", "idle_v1(%s)", "heartbeat_v1(%s)")
+
+    def relations(kind: str) -> list[str]:
+        rows = conn.execute(
+            "select relname from pg_class "
+            "where relnamespace = 'procrastinate'::regnamespace and relkind = %s",
+            [kind],
+        ).fetchall()
+        assert rows
+        return [name for (name,) in rows]
+
+    def work() -> None:
+        worker = register(conn, "ada")
+        for options in ("", ", lock => 'l', queueing_lock => 'q'", ", retry => 'true'"):
+            conn.execute(f"select procrastinate.defer('t'{options})".encode())
+        jobs = conn.execute(
+            "select * from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 3, 0, null)", [worker]
+        ).fetchall()
+        held = [(job[0], job[1]) for job in jobs if job[0] is not None]
+        assert len(held) == 3
+        outcomes = [
+            {"id": held[1][0], "token": held[1][1], "outcome": "released"},
+            {"id": held[2][0], "token": held[2][1], "outcome": "failed", "error": {"class": "E"}},
+        ]
+        conn.execute(
+            "select * from procrastinate.finish_v1(%s, %s, %s, %s)",
+            [worker, [held[0][0]], [held[0][1]], Jsonb(outcomes)],
+        )
+        for call in calls:
+            conn.execute(f"select * from procrastinate.{call}".encode(), [worker])
+        conn.execute("select procrastinate.unregister_worker_v1(%s)", [worker])
+        conn.execute("select * from procrastinate.tick_v1()")
+        conn.execute("select procrastinate.purge('0', '{succeeded,failed}')")
+        conn.execute("select procrastinate.cancel(id, delete => true) from procrastinate.jobs")
+        for view in relations("v"):
+            conn.execute(f"select * from procrastinate.{view}".encode())
+
+    for _ in range(6):  # often enough for every plan to be a cached one
+        work()
+    release.add(
+        "migrations/pre/9001_more.sql",
+        "".join(f"alter table procrastinate.{t} add column more int;" for t in relations("r")),
+    )
+    migrate(dsn)
+    work()
 
 
 # The protocol
