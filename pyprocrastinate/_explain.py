@@ -57,5 +57,5 @@ def explain(error: BaseException) -> str:
             advice = [what for sqlstates, what in _ADVICE.items() if sqlstate in sqlstates]
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     if not isinstance(error, (ProcrastinateException, psycopg.Error, EmbeddedError, OSError)):
-        said[0] = f"{type(error).__name__}: {said[0]}"
+        said[0] = f"{type(error).__name__}: {said[0]}" if str(error) else said[0]
     return ". ".join(said + advice)
