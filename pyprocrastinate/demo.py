@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import stat
 import sys
 import sysconfig
@@ -133,42 +134,51 @@ def psql_command(dsn: str | None) -> str:
     if dsn and not dsn.startswith(embedded.PREFIX):
         address = {k: v for k, v in conninfo_to_dict(dsn).items() if k != "password"}
         return shlex.join(["psql", make_conninfo("", **address)])
-    program = Path(sys.argv[0])
-    known = program.name == "pyprocrastinate" and os.access(program, os.X_OK)
-    argv = [shown(program)] if known else [shown(Path(sys.executable)), "-m", "pyprocrastinate"]
-    where = ["--dsn", dsn] if dsn else []
-    return shlex.join([*argv, *where, "psql"])
+    program = shutil.which("pyprocrastinate", path=Path(sys.executable).parent)
+    argv = [from_here(program)] if program else [sys.executable, "-m", "pyprocrastinate"]
+    return shlex.join([*argv, *(["--dsn", dsn] if dsn else []), "psql"])
 
 
-def shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def from_here(path: str) -> str:
+    """Return the path of a program as one calls it from the current folder."""
+    with contextlib.suppress(ValueError):  # it is on another drive
+        here = os.path.relpath(path)
+        return path if os.pardir in here or os.sep not in here else here
+    return path
 
 
 # Files and their names
 
 
 def find_files(folder: str | None) -> list[str]:
-    """Return the files of a folder, by default Python's own sources, as `as_text` writes them."""
-    root = Path(folder or sysconfig.get_path("stdlib")).absolute()
-    if not root.is_dir():
-        raise DemoError(f"{as_text(root)} is not a folder")
+    """
+    Return the files of a folder, as `as_text` writes them.
+
+    By default they are the sources of Python and, because some systems leave half of those out, of
+    the packages beside it.
+    """
+    roots = [folder] if folder else [sysconfig.get_path(name) for name in ("stdlib", "purelib")]
+    shown = " and ".join(as_text(os.path.abspath(root)) for root in roots)
+    if folder and not os.path.isdir(folder):
+        raise DemoError(f"{shown} is not a folder")
     closed: list[OSError] = []
     found: list[str] = []
-    for place, folders, names in os.walk(root, onerror=closed.append):
-        folders[:] = [name for name in folders if is_wanted(name)]
-        names = [name for name in names if folder or name.endswith(".py")]
-        found += [as_text(path) for name in names if is_file(path := os.path.join(place, name))]
+    for root in roots:
+        for place, folders, names in os.walk(os.path.abspath(root), onerror=closed.append):
+            folders[:] = [name for name in folders if is_wanted(name)]
+            names = [name for name in names if folder or name.endswith(".py")]
+            found += [as_text(path) for name in names if is_file(path := os.path.join(place, name))]
     if closed:
         console.print(f"left out what cannot be read: {as_text(closed[0].filename)}", end="")
         console.print(f" and {len(closed) - 1:,} more folders" if len(closed) > 1 else "")
     if not found:
-        raise DemoError(f"there are no files in {as_text(root)}: name another folder")
-    console.print(f"{len(found):,} files in {as_text(root)}")
+        raise DemoError(f"there are no files in {shown}: name another folder")
+    console.print(f"{len(found):,} files in {shown}")
     return sorted(found)
 
 
 def is_wanted(folder: str) -> bool:
-    """Leave out hidden folders, and what Python has compiled or installed."""
+    """Leave out hidden folders, and what Python has compiled or keeps elsewhere."""
     return not folder.startswith(".") and folder not in ("__pycache__", "site-packages")
 
 
@@ -179,12 +189,12 @@ def is_file(path: str) -> bool:
     return False
 
 
-def as_text(path: str | Path) -> str:
+def as_text(path: str) -> str:
     """Write a path as a line of text: with %XX for %, control characters and what is not UTF-8."""
     return re.sub(
         "[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
         lambda found: quote(os.fsencode(found[0]), safe=""),
-        str(path),
+        path,
     )
 
 

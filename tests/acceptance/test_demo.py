@@ -240,12 +240,16 @@ def test_the_command_for_psql_holds_no_password(dsn, command):
     assert demo.psql_command(dsn) == command
 
 
-def test_the_command_for_psql_finds_the_program_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(Path(__file__))])
-    monkeypatch.chdir(Path(sys.executable).parent)
-    words = shlex.split(demo.psql_command("embedded:a b"))
-    assert words[1:] == ["-m", "pyprocrastinate", "--dsn", "embedded:a b", "psql"]
-    assert Path(words[0]).name == words[0] or Path(words[0]).is_absolute()
+def test_the_command_for_psql_calls_this_very_installation(monkeypatch):
+    python = Path(sys.executable)
+    for folder, program in {
+        python.parents[2]: str(python.parent.relative_to(python.parents[2]) / "pyprocrastinate"),
+        python.parent: str(python.with_name("pyprocrastinate")),
+        Path("/"): str(python.with_name("pyprocrastinate")).lstrip("/"),
+    }.items():
+        monkeypatch.chdir(folder)
+        words = shlex.split(demo.psql_command("embedded:a b"))
+        assert words == [program, "--dsn", "embedded:a b", "psql"]
 
 
 def test_a_worker_that_stops_ends_the_demo(files, dsn, capsys, monkeypatch):
