@@ -95,7 +95,7 @@ begin
   if length(v_text) > 1000 then
     perform procrastinate._cron_bad(format('It has %s characters, the limit is 1000.', length(v_text)));
   end if;
-  v_field := regexp_split_to_array(v_text, '[ \t\r\n]+');
+  v_field := array_remove(regexp_split_to_array(v_text, '[ \t\r\n]+'), '');
   if cardinality(v_field) not in (5, 6) then
     perform procrastinate._cron_bad(format('"%s" has %s of the 5 or 6 fields.', left(v_text, 40), cardinality(v_field)));
   end if;

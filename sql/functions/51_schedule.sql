@@ -147,7 +147,6 @@ begin
                and w.schedules @> jsonb_build_array(jsonb_build_object('name', d.name))))
      from procrastinate._declared(v_now) as d
     where d.name = any (v_names);
-  perform procrastinate._tick_by(min(s.next_tick)) from procrastinate.schedule as s where s.name = any (v_names);
 end $$;
 comment on function procrastinate._declare_schedules(bigint, jsonb) is
 'Take in the schedules of a worker that has just been registered. Raises what is wrong with one, JQ022 if schedule() made one of '
