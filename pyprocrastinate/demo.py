@@ -16,29 +16,23 @@ import asyncio
 import contextlib
 import hashlib
 import io
-import os
-import re
 import secrets
 import shlex
 import shutil
-import stat
 import sys
-import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import namedtuple_row
 from rich import progress
-from rich.console import Console
-from rich.table import Table
 
 from pyprocrastinate import App, Blueprint, JobContext, PsycopgConnector, RetryStrategy, embedded
 from pyprocrastinate._explain import explain
+from pyprocrastinate.demofiles import DemoError, console, find_files, from_text
 from pyprocrastinate.exceptions import ProcrastinateException
 from pyprocrastinate.migrate import migrate
 
@@ -58,7 +52,6 @@ select procrastinate.defer('demo.count_file', jsonb_build_object('path', path), 
   from unnest(%s::text[]) as path"""
 
 tasks = Blueprint()
-console = Console(markup=False, highlight=False, soft_wrap=True)
 
 
 @tasks.task(name="demo.count_file", store_result=True)
@@ -97,10 +90,6 @@ async def tick(timestamp: int) -> None:
     """Do nothing, on time."""
 
 
-class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
-
-
 def main(folder: str | None = None, dsn: str | None = None) -> int:
     """Run the demo and return its exit code: 1 after a message that says what is in the way."""
     for stream in (sys.stdout, sys.stderr):  # a name may have letters that the terminal lacks
@@ -135,72 +124,8 @@ def psql_command(dsn: str | None) -> str:
         address = {k: v for k, v in conninfo_to_dict(dsn).items() if k != "password"}
         return shlex.join(["psql", make_conninfo("", **address)])
     program = shutil.which("pyprocrastinate", path=Path(sys.executable).parent)
-    argv = [from_here(program)] if program else [sys.executable, "-m", "pyprocrastinate"]
+    argv = [program] if program else [sys.executable, "-m", "pyprocrastinate"]
     return shlex.join([*argv, *(["--dsn", dsn] if dsn else []), "psql"])
-
-
-def from_here(path: str) -> str:
-    """Return the path of a program as one calls it from the current folder."""
-    with contextlib.suppress(ValueError):  # it is on another drive
-        here = os.path.relpath(path)
-        return path if os.pardir in here or os.sep not in here else here
-    return path
-
-
-# Files and their names
-
-
-def find_files(folder: str | None) -> list[str]:
-    """
-    Return the files of a folder, as `as_text` writes them.
-
-    By default they are the sources of Python and, because some systems leave half of those out, of
-    the packages beside it.
-    """
-    roots = [folder] if folder else [sysconfig.get_path(name) for name in ("stdlib", "purelib")]
-    shown = " and ".join(as_text(os.path.abspath(root)) for root in roots)
-    if folder and not os.path.isdir(folder):
-        raise DemoError(f"{shown} is not a folder")
-    closed: list[OSError] = []
-    found: list[str] = []
-    for root in roots:
-        for place, folders, names in os.walk(os.path.abspath(root), onerror=closed.append):
-            folders[:] = [name for name in folders if is_wanted(name)]
-            names = [name for name in names if folder or name.endswith(".py")]
-            found += [as_text(path) for name in names if is_file(path := os.path.join(place, name))]
-    if closed:
-        console.print(f"left out what cannot be read: {as_text(closed[0].filename)}", end="")
-        console.print(f" and {len(closed) - 1:,} more folders" if len(closed) > 1 else "")
-    if not found:
-        raise DemoError(f"there are no files in {shown}: name another folder")
-    console.print(f"{len(found):,} files in {shown}")
-    return sorted(found)
-
-
-def is_wanted(folder: str) -> bool:
-    """Leave out hidden folders, and what Python has compiled or keeps elsewhere."""
-    return not folder.startswith(".") and folder not in ("__pycache__", "site-packages")
-
-
-def is_file(path: str) -> bool:
-    """Tell a file from a link, and from a pipe, whose reader would wait."""
-    with contextlib.suppress(OSError):
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    return False
-
-
-def as_text(path: str) -> str:
-    """Write a path as a line of text: with %XX for %, control characters and what is not UTF-8."""
-    return re.sub(
-        "[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
-        lambda found: quote(os.fsencode(found[0]), safe=""),
-        path,
-    )
-
-
-def from_text(text: str) -> str:
-    """Return the path that `as_text` wrote."""
-    return unquote(text, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 # What happens
@@ -297,63 +222,61 @@ class Demo:
 
     def watch(self, working: Future[None], show: Callable[[int], None]) -> None:
         """Wait for the end of all jobs and some ticks, and abort the endless job as it runs."""
-        seen: tuple[int, int] = (-1, -1)
+        seen: Any = None
         last_change = time.monotonic()
         while not working.done():
             asked_at = time.monotonic()
-            left = self.ask(
-                "select ready + blocked + scheduled + doing from procrastinate.queues "
-                "where name = %s",
+            (left,) = self.ask(
+                "select coalesce(sum(ready + blocked + scheduled + doing), 0) as jobs "
+                "  from procrastinate.queues where name = %s",
                 self.queue,
             )
-            waiting = left[0][0] if left else 0
             self.ask(
                 "select procrastinate.cancel(id, abort => true) {mine} and id = %s "
                 "and status = 'doing' and not abort_requested",
                 self.endless,
             )
-            ticks = 0
-            if not waiting:
-                ticks = len(self.ask("select id {mine} and task = 'demo.tick'"))
-                if ticks >= TICKS:
-                    show(self.jobs)
-                    return
-            show(max(0, self.jobs - waiting))
+            ticks = [] if left.jobs else self.ask("select id {mine} and task = 'demo.tick'")
+            show(int(max(0, self.jobs - left.jobs)))
+            if len(ticks) >= TICKS:
+                return
             now = time.monotonic()
-            if seen != (seen := (waiting, ticks)):
+            if seen != (seen := (left.jobs, len(ticks))):
                 last_change = now
             elif now - last_change > PATIENCE:
-                raise DemoError(f"nothing has happened for {PATIENCE:.0f} s: {waiting:,} jobs wait")
+                raise DemoError(f"{left.jobs:,} jobs wait, and nothing has happened for a minute")
             time.sleep(max(0.05, 2 * (now - asked_at)))
         working.result()
         raise DemoError("the worker has stopped")
 
+    def tell(self, line: str, query: str, *args: Any) -> None:
+        """Print a line for each row of a query."""
+        for row in self.ask(query, *args):
+            console.print(line.format(**row._asdict()))
+
     def tell_of_special_jobs(self) -> None:
         """Tell what happened to the jobs that behave otherwise."""
         console.print("\nalong the way")
-        for row in self.ask(
-            "select j.status, j.attempts, e.detail -> 'error' ->> 'class' as error, "
+        self.tell(
+            "  retried   job {id} failed with {error}, ran again {pause:.2f} s later: {status} "
+            "after {attempts} runs",
+            "select j.id, j.status, j.attempts, e.detail -> 'error' ->> 'class' as error, "
             "       extract(epoch from j.started_at - e.at) as pause "
             "  from procrastinate.events as e, procrastinate.jobs as j "
-            " where e.job_id = %s and j.id = e.job_id and e.type = 'deferred_for_retry'",
+            " where j.id = %s and e.job_id = j.id and e.type = 'deferred_for_retry'",
             self.unlucky,
-        ):
-            console.print(
-                f"  retried   job {self.unlucky} failed with {row.error}, ran again "
-                f"{row.pause:.2f} s later: {row.status} after {row.attempts} runs"
-            )
-        for row in self.ask(
-            "select j.status, extract(epoch from e.at - j.started_at) as run, "
+        )
+        self.tell(
+            "  aborted   job {id} was asked to stop after {run:.2f} s: "
+            "{status} {delay:.0f} ms later",
+            "select j.id, j.status, extract(epoch from e.at - j.started_at) as run, "
             "       extract(epoch from j.finished_at - e.at) * 1000 as delay "
             "  from procrastinate.events as e, procrastinate.jobs as j "
-            " where e.job_id = %s and j.id = e.job_id and e.type = 'abort_requested'",
+            " where j.id = %s and e.job_id = j.id and e.type = 'abort_requested'",
             self.endless,
-        ):
-            console.print(
-                f"  aborted   job {self.endless} was told to stop after {row.run:.2f} s: "
-                f"{row.status} {row.delay:.0f} ms later"
-            )
-        for row in self.ask(
+        )
+        self.tell(
+            "  in turn   {jobs} jobs shared a lock: {at_once} ran at a time",
             "select count(*) as jobs, max(a.at_once) as at_once "
             "  from (select (select count(*) from procrastinate.jobs as other "
             "                 where other.id = any (%s) and other.started_at <= job.started_at "
@@ -361,72 +284,56 @@ class Demo:
             "          from procrastinate.jobs as job where job.id = any (%s)) as a",
             self.in_turn,
             self.in_turn,
-        ):
-            console.print(f"  in turn   {row.jobs} jobs shared a lock: {row.at_once} ran at a time")
-        ticks = self.ask(
-            "select extract(epoch from started_at) - (args ->> 'timestamp')::int as delay "
-            "  {mine} and task = 'demo.tick' order by id"
         )
-        console.print(
-            f"  schedule  every second: {len(ticks)} times so far, "
-            f"the last one {ticks[-1].delay * 1000:.0f} ms late"
+        self.tell(
+            "  schedule  every second: {ticks} times so far, the last one {late:.0f} ms late",
+            "select count(*) as ticks, "
+            "       1000 * (array_agg(extract(epoch from started_at) - (args ->> 'timestamp')::int "
+            "                         order by id desc))[1] as late {mine} and task = 'demo.tick'",
         )
 
     def tell_of_all_jobs(self) -> None:
         """Tell how many jobs ended how, what failed, and how fast the files were."""
-        table = Table(box=None, pad_edge=False)
-        table.add_column("status")
-        for title in ("jobs", "runs", "longest run"):
-            table.add_column(title, justify="right")
-        for row in self.ask(
+        console.print(f"\n{'status':10}{'jobs':>12}{'runs':>12}{'longest run':>16}")
+        self.tell(
+            "{status:10}{jobs:>12,}{runs:>12,}{longest:>14.3f} s",
             "select status, count(*) as jobs, sum(attempts) as runs, "
             "       extract(epoch from max(finished_at - started_at)) as longest "
-            "  {mine} group by status order by jobs desc, status"
-        ):
-            table.add_row(row.status, f"{row.jobs:,}", f"{row.runs:,}", f"{row.longest:.3f} s")
-        console.print()
-        console.print(table)
-        failed = self.ask(
-            "select args ->> 'path' as path, error_class {mine} and status = 'failed' order by id"
+            "  {mine} group by status order by jobs desc, status",
         )
-        for row in failed[:3]:
-            console.print(f"failed with {row.error_class}: {row.path}")
-        if len(failed) > 3:
-            console.print(f"and {len(failed) - 3:,} more failed")
-        for row in self.ask(
+        console.print()
+        self.tell(
+            "job {id} failed with {error_class}: {path}",
+            "select id, args ->> 'path' as path, error_class "
+            "  {mine} and status = 'failed' order by id limit 3",
+        )
+        self.tell(
+            "{files:,} files with {bytes:,} bytes in {lines:,} lines: {seconds:.2f} s, "
+            "{rate:,.0f} files a second",
             "select count(*) as files, sum((result ->> 'bytes')::bigint) as bytes, "
             "       sum((result ->> 'lines')::bigint) as lines, "
-            "       extract(epoch from max(finished_at) - min(started_at)) as seconds "
-            "  {mine} and task = 'demo.count_file' and status = 'succeeded'"
-        ):
-            if row.files:
-                console.print(
-                    f"\n{row.files:,} files with {row.bytes:,} bytes in {row.lines:,} lines: "
-                    f"{row.seconds:.2f} s, {row.files / max(row.seconds, 1e-6):,.0f} files a second"
-                )
+            "       seconds, count(*) / seconds as rate "
+            "  from (select result, extract(epoch from max(finished_at) over () "
+            "                                        - min(started_at) over ()) as seconds "
+            "          {mine} and task = 'demo.count_file' and status = 'succeeded') as f "
+            " group by seconds having seconds > 0",
+        )
 
 
 @contextlib.contextmanager
 def progressing(total: int) -> Iterator[Callable[[int], None]]:
     """Show how many jobs are done: as a bar on a terminal, else a line now and then."""
     console.print(f"a worker runs them, {CONCURRENCY} at a time")
-    if not console.is_terminal:
-        last = 0
-        next_at = time.monotonic() + 1
+    columns = progress.BarColumn(None), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()
+    said = 0
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("jobs", total=total)
 
         def show(done: int) -> None:
-            nonlocal last, next_at
-            if done != last and (done == total or time.monotonic() >= next_at):
+            nonlocal said
+            bar.update(task, completed=done)
+            if bar.disable and done * 10 // total > said:
+                said = done * 10 // total
                 console.print(f"  {done:,} of {total:,} jobs done")
-                last, next_at = done, time.monotonic() + 1
 
         yield show
-        return
-    columns = (
-        progress.BarColumn(None),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-    )
-    with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("jobs", total=total)
-        yield lambda done: bar.update(task, completed=done)
