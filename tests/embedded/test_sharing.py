@@ -209,7 +209,7 @@ def test_whoever_comes_while_the_last_one_leaves_finds_a_server(folder: Path, us
 import sys
 import psycopg
 from pyprocrastinate import embedded
-for _ in range(8):
+for _ in range(5):
     with embedded.resolve(sys.argv[1]) as resolved, psycopg.connect(resolved.conninfo) as conn:
         assert conn.execute("select 1").fetchone() == (1,)
 """
@@ -236,7 +236,7 @@ def test_data_that_were_being_made_when_everybody_was_killed_are_made_anew(
     home: Path, use: Use
 ) -> None:
     dsn = f"embedded:{home}/db"
-    starter = use(dsn)
+    starter = use(dsn, TMPDIR=str(home))  # where what it cannot tidy away is found
     wait_until((home / "db" / "pgdata.new" / "global").exists)
     listing = subprocess.check_output(["ps", "-eww", "-o", "pid=,args="], text=True).splitlines()
     supervisor = [
