@@ -68,44 +68,57 @@ declare
   v_lanes bigint[];
   v_seen bigint[] := '{}';
   v_took float8;
-  v_scanned int;
-  v_after_rank int := -2147483648;
-  v_after_id bigint := 0;
+  v_more boolean;
+  v_from_rank int;
+  v_from_id bigint;
+  v_to_rank int := -2147483648;
+  v_to_id bigint := 0;
+  v_left_rank int;
   c record;
+  l record;
+  s record;
 begin
   ids := '{}';
   scan_next := procrastinate._look_at_due(coalesce(scan_from, '{0,0,0,0}'), v_ms, at);
   v_lanes := case when scan_next[1] > v_ms then scan_next[5:] else '{}' end;
   for v_round in 1 .. 20 loop
     v_start := clock_timestamp();
-    select k.* into c from procrastinate._candidates(queues, v_lanes, v_after_rank, v_after_id, v_size) as k;
-    v_scanned := coalesce(cardinality(c.id), 0);
+    v_from_rank := v_to_rank;
+    v_from_id := v_to_id;
+    select k.* into c from procrastinate._candidates(queues, v_lanes, v_from_rank, v_from_id, v_size) as k;
+    v_more := c.scanned >= v_size;
+    v_to_rank := coalesce(c.to_rank, v_to_rank);
+    v_to_id := coalesce(c.to_id, v_to_id);
     if v_round = 1 then
       v_took := extract(epoch from clock_timestamp() - v_start) * 1e6 / (100 + v_size);
-      if handed <> '{}' then
-        select * into c from procrastinate._merge_handed(c.id, c.rank, c.lock, c.solo, c.q, handed, handed_rank, handed_lock, v_size);
-      end if;
     end if;
-    exit when c.id is null;
-    v_after_rank := c.rank[cardinality(c.rank)];
-    v_after_id := c.id[cardinality(c.id)];
-    if v_took > 3 or v_lanes <> '{}' then
-      v_seen := procrastinate._widen_lanes(v_seen, c.q, c.rank, c.id);
+    if handed <> '{}' then
+      -- only as far as this round has come: better ones may follow
+      select * into c from procrastinate._merge_handed(
+        c.id, c.rank, c.lock, c.solo, c.q, handed, handed_rank, handed_lock, v_from_rank, v_from_id,
+        case when v_more then v_to_rank end, v_to_id);
     end if;
+    exit when c.id is null and not v_more;
+    s := c;
     if array_remove(c.lock, null) <> '{}' then
       select * into c from procrastinate._settle(queues, c.id, c.rank, c.lock, c.solo, ids, handed, handed_lock);
       ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));
-    elsif extra > 0 then
+    elsif extra > 0 or cardinality(c.id) > v_want - cardinality(ids) then
       ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));
     else
       ids := ids || c.id;
     end if;
-    exit when cardinality(ids) >= v_want or v_scanned < v_size;
+    if v_took > 3 or v_lanes <> '{}' then
+      select k.* into l from procrastinate._lanes_of(s.q, s.rank, s.id, ids) as k;
+      v_seen := procrastinate._widen_lanes(v_seen, l.q, l.rank, l.id);
+      v_left_rank := coalesce(v_left_rank, l.left_rank);
+    end if;
+    exit when cardinality(ids) >= v_want or not v_more;
     -- what was scanned is mostly blocked: go on in larger steps
     v_size := greatest(v_want - cardinality(ids), 500);
   end loop;
   scan_next := procrastinate._scan_next(
-    scan_next, v_lanes, v_seen, v_took, case when v_scanned >= v_size then v_after_rank end, v_ms);
+    scan_next, v_lanes, v_seen, v_took, coalesce(v_left_rank, case when v_more then v_to_rank end), v_ms);
 end $$;
 comment on function procrastinate._fetch(text[], int, int, bigint[], bigint[], int[], text[], timestamptz) is
 'Choose the jobs of the next claim and hold their rows: the best due ones of the queues, with those that a finish of '
@@ -113,7 +126,8 @@ comment on function procrastinate._fetch(text[], int, int, bigint[], bigint[], i
 
 create or replace function procrastinate._candidates(
   queues text[], lanes bigint[], after_rank int, after_id bigint, size int,
-  out id bigint[], out rank int[], out lock text[], out solo boolean[], out q int[]
+  out id bigint[], out rank int[], out lock text[], out solo boolean[], out q int[],
+  out scanned int, out to_rank int, out to_id bigint
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -191,6 +205,13 @@ begin
     end loop;
   end loop;
   if v_sources > 1 and id is not null then
+    select array_agg(s.id), array_agg(s.rank) into id, rank
+      from (select u.id, u.rank from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size) as s;
+  end if;
+  scanned := coalesce(cardinality(id), 0);
+  to_rank := rank[scanned];
+  to_id := id[scanned];
+  if v_sources > 1 and id is not null then
     select array_agg(s.id), array_agg(s.rank), array_agg(s.lock), array_agg(s.solo), array_agg(s.q)
       into id, rank, lock, solo, q
       from (
@@ -198,8 +219,7 @@ begin
           from (
             select j.id, j.rank, j.queue, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
               from procrastinate.job as j
-             where j.id = any (array(
-               select u.id from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size))
+             where j.id = any (_candidates.id)
              order by j.id for update skip locked) as h
          where h.state = 'r' and h.queue = any (queues)
          order by h.rank, h.id) as s;
@@ -207,11 +227,12 @@ begin
 end $$;
 comment on function procrastinate._candidates(text[], bigint[], int, bigint, int) is
 'Hold the best candidates after a place in the order. Lanes are triples (number of the queue in the list, rank, id), '
-'sorted: in that queue and rank, ids up to that one were seen dead or gone a moment ago and are not scanned again.';
+'sorted: in that queue and rank, ids up to that one were seen dead or gone a moment ago and are not scanned again. scanned: how '
+'many were found, with those that somebody else holds; the last of them stands at to_rank, to_id.';
 
 create or replace function procrastinate._merge_handed(
   inout id bigint[], inout rank int[], inout lock text[], inout solo boolean[], inout q int[],
-  handed bigint[], handed_rank int[], handed_lock text[], size int
+  handed bigint[], handed_rank int[], handed_lock text[], from_rank int, from_id bigint, to_rank int, to_id bigint
 )
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select array_agg(m.id), array_agg(m.rank), array_agg(m.lock), array_agg(m.solo), array_agg(m.q)
@@ -221,11 +242,13 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
        where u.id <> all (handed)
       union all
       select h.id, h.rank, h.lock, false, null from unnest(handed, handed_rank, handed_lock) as h (id, rank, lock)
-      order by 2, 1 limit size
+       where (h.rank, h.id) > (from_rank, from_id) and (to_rank is null or (h.rank, h.id) <= (to_rank, to_id))
+      order by 2, 1
     ) as m
 $$;
-comment on function procrastinate._merge_handed(bigint[], int[], text[], boolean[], int[], bigint[], int[], text[], int) is
-'Put the jobs that a finish hands over among the candidates, in order.';
+comment on function procrastinate._merge_handed(
+  bigint[], int[], text[], boolean[], int[], bigint[], int[], text[], int, bigint, int, bigint) is
+'Put those jobs that a finish hands over and that stand between two places among the candidates, in order.';
 
 create or replace function procrastinate._cut(id bigint[], solo boolean[], capacity int, want int) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -274,6 +297,29 @@ end $$;
 comment on function procrastinate._look_at_due(bigint[], bigint, timestamptz) is
 'Make candidates of jobs whose time has come: every 100 ms those since the last look, every 900 ms all.';
 
+create or replace function procrastinate._lanes_of(
+  inout q int[], inout rank int[], inout id bigint[], taken bigint[], out left_rank int
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_left bigint[];
+begin
+  -- what was not taken and does not wait behind others is still to be fetched: the lane ends before it
+  v_left := array(
+    select j.id from procrastinate.job as j
+     where j.id = any (array(select u.id from unnest(_lanes_of.id) as u (id) where u.id <> all (taken))) and j.state = 'r');
+  select array_agg(g.q), array_agg(g.rank), array_agg(coalesce(g.id_left - 1, g.id)), min(g.rank) filter (where g.id_left is not null)
+    into q, rank, id, left_rank
+    from (
+      select u.q, u.rank, max(u.id) as id, min(u.id) filter (where u.id = any (v_left)) as id_left
+        from unnest(_lanes_of.q, _lanes_of.rank, _lanes_of.id) as u (q, rank, id)
+       where u.q is not null
+       group by u.q, u.rank) as g;
+end $$;
+comment on function procrastinate._lanes_of(int[], int[], bigint[], bigint[]) is
+'Tell of scanned candidates how far they may be skipped next time, by queue and rank; and the best rank in which some were left.';
+
 create or replace function procrastinate._widen_lanes(lanes bigint[], q int[], rank int[], id bigint[]) returns bigint[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select coalesce(array_agg(v.value order by l.q, l.rank, v.part), '{}')
@@ -304,12 +350,16 @@ begin
   elsif took <= 3 then
     return array[0, scan_from[2], scan_from[3], 0];
   end if;
-  -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. In that rank it
-  -- may have left lower ids than it saw before, so that lane starts again from what it took.
+  -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. From that rank on
+  -- it may have left lower ids than were seen before, so those lanes start again from what it took.
   v_kept := coalesce((
-    select array_agg(scan_from[n] order by n)
-      from generate_series(5, cardinality(scan_from)) as n
-     where scan_from[n - (n - 5) % 3 + 1] is distinct from reached), '{}');
+    select array_agg(l.value order by k.n, l.part)
+      from generate_series(5, cardinality(scan_from), 3) as k (n)
+     cross join lateral (values (1, scan_from[k.n]), (2, scan_from[k.n + 1]), (3, scan_from[k.n + 2])) as l (part, value)
+     where reached is null or scan_from[k.n + 1] < reached
+        or scan_from[k.n + 1] > reached and not exists (
+             select from generate_series(1, cardinality(seen), 3) as s (n)
+              where seen[s.n] = scan_from[k.n] and seen[s.n + 1] = scan_from[k.n + 1])), '{}');
   -- Lanes are kept from the first sign of dead rows, so that none is missing later, but used only after three slow scans:
   -- one may be a busy machine.
   return array[case when v_slow and scan_from[4] > 1 then ms + 900 else 0 end, scan_from[2], scan_from[3],
