@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -310,24 +311,49 @@ def secret() -> str:
     return SECRET
 
 
+@dataclass
+class Shared:
+    """A database for all these tests; a new one, or new sessions, for each take far longer."""
+
+    dsn: str
+    conn: Connection
+
+    @staticmethod
+    def connect(dsn: str) -> Connection:
+        return psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
+
+    def empty(self) -> None:
+        """Leave nothing but the schema, and ids that start at 1."""
+        if self.conn.closed:
+            self.conn = self.connect(self.dsn)
+        self.conn.execute("reset session authorization; reset all; unlisten *; discard temp")
+        self.conn.execute(EMPTY)
+
+
 @pytest.fixture(scope="package")
-def emptied(pg_server: Any, pg_template: Any) -> Iterator[tuple[str, Connection]]:
-    """Return the DSN of a database for all these tests, and a connection; clones take longer."""
+def shared(pg_server: Any, pg_template: Any) -> Iterator[Shared]:
+    """Make the database of these tests."""
     name = f"{pg_template.template_dbname}_sql"
     with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
         create, template = sql.SQL("create database {} template {}"), pg_template.template_dbname
         admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-        with psycopg.connect(pg_server.dsn(name), autocommit=True) as conn:
-            yield pg_server.dsn(name), conn
+        shared = Shared(pg_server.dsn(name), Shared.connect(pg_server.dsn(name)))
+        yield shared
+        shared.conn.close()
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
-def dsn(emptied: tuple[str, Connection]) -> str:
-    """Return the DSN of a database with nothing in it but the schema; ids start at 1."""
-    name, conn = emptied
-    conn.execute(EMPTY)
-    return name
+def dsn(shared: Shared) -> str:
+    """Return the DSN of a database with nothing in it but the schema."""
+    shared.empty()
+    return shared.dsn
+
+
+@pytest.fixture
+def conn(dsn: str, shared: Shared) -> Connection:
+    """Return a connection in autocommit to a database with nothing in it but the schema."""
+    return shared.conn
 
 
 @pytest.fixture
