@@ -257,7 +257,7 @@ declare
 begin
   v_taken := array(
     select u.id from unnest(id, solo) with ordinality as u (id, solo, n)
-     where u.n <= want and (u.n <= capacity or u.solo) order by u.n);
+     where u.n <= capacity or u.solo order by u.n limit greatest(want, 0));
   -- a job chosen from behind its lock and not taken after all must not be lost from sight
   if cardinality(v_taken) < cardinality(id) then
     update procrastinate.job as j set state = 'r'

@@ -176,6 +176,21 @@ def test_what_a_finish_hands_over_is_taken_in_its_order(
     assert other.work(1) == blocked[:1]
 
 
+def test_jobs_beyond_the_free_slots_come_in_order_too(
+    conn: psycopg.Connection[Any], worker: Worker, defer: Defer
+) -> None:
+    for lock in ("L", "M"):
+        defer(lock)
+    assert len(worker.work(2)) == 2
+    handed = [defer(lock, priority=1) for lock in ("L", "M")]
+    # lined up, so that only the end of the running jobs brings them into sight
+    assert Worker(conn, worker.worker).work(5) == []
+    free = [defer() for _ in range(4)]
+    assert worker.work(1, extra=1) == [handed[0], free[0]]
+    assert worker.work(1, extra=1) == [handed[1], free[1]]
+    assert worker.work(1, extra=5) == free[2:]
+
+
 @pytest.mark.parametrize("queues", [None, ["default"], ["default", "other"]])
 def test_a_fetch_looks_past_what_somebody_holds(
     conn: psycopg.Connection[Any],
