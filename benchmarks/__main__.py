@@ -32,13 +32,10 @@ def main() -> int:
     with Harness(peers.interpreters) as harness:
         versions = harness.versions() | peers.versions
         for name in _names(options.only, WORKLOADS):
-            try:
-                tables += import_module(f"benchmarks.workloads.{name}").measure(harness, plan)
-            except BenchmarkError as error:
-                print(f"{name}: {error}", file=sys.stderr)
-                return 1
-            for table in tables[-1:] if name != "storage" else tables[-3:]:
+            measured = import_module(f"benchmarks.workloads.{name}").measure(harness, plan)
+            for table in measured:
                 print(report.markdown(table), end="\n\n", flush=True)
+            tables += measured
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + f"; {begin}")
     for line in peers.missing:
         print(line)
@@ -75,4 +72,9 @@ def _names(given: str, known: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BenchmarkError as error:
+        sys.exit(f"benchmarks: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -119,7 +119,7 @@ class Harness:
 
     def _create(self, name: str, template: str) -> None:
         self.admin.execute(
-            sql.SQL("create database {} template {} strategy file_copy").format(
+            sql.SQL("create database {} template {} strategy wal_log").format(
                 sql.Identifier(name), sql.Identifier(template)
             )
         )

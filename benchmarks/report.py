@@ -17,4 +17,5 @@ def markdown(table: Table) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([f"### {table.title}", "", line(cells[0]), rule, *map(line, cells[1:])])
+    lines = [f"### {table.title}", "", line(cells[0]), rule, *map(line, cells[1:])]
+    return "\n".join([*lines, *([""] if table.sentences else []), *table.sentences])

@@ -40,6 +40,8 @@ class Table:
     rows: list[list[str]]
     #: Everything that was measured, for --json.
     raw: dict[str, list[dict[str, float]]]
+    #: What to remember of it.
+    sentences: list[str] = field(default_factory=list)
 
 
 class Measured:
@@ -86,6 +88,11 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
     return f"{middle} [{min(values):{form}} to {max(values):{form}}]"
 
 
+def middle(values: Sequence[float], form: str = ",.0f") -> str:
+    """Return the median."""
+    return format(statistics.median(values), form) if values else "-"
+
+
 def percent(values: Sequence[float]) -> str:
     """Return ratios as percentages."""
     return spread([100 * value for value in values]) + " %" if values else "-"
@@ -98,4 +105,4 @@ def times(values: Sequence[float]) -> str:
 
 def cpu(measured: Measured, key: str, name: str = "server_cpu") -> str:
     """Return processor time per job, in microseconds."""
-    return spread([1e6 * seconds for seconds in measured.figures(key, name)])
+    return middle([1e6 * seconds for seconds in measured.figures(key, name)])

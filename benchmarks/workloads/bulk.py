@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import Harness
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, percent, spread, times
+from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread, times
 
 FLOOR = "minq:archive"
 SIZE = 1_000
@@ -25,7 +25,7 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
             spread(measured.rates(system.name)),
             *(times(measured.ratios(system.name, peer.name)) for peer in plan.peers),
             percent(measured.ratios(system.name, FLOOR)),
-            spread(measured.figures(system.name, "wal")),
+            middle(measured.figures(system.name, "wal")),
             cpu(measured, system.name),
         ]
         for system in systems

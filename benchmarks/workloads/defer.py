@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import Harness
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, percent, spread, times
+from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread, times
 
 FLOOR = "minq:archive"
 
@@ -30,8 +30,8 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
                     spread(measured.rates(key)),
                     *(times(measured.ratios(key, f"{p.name}/{connections}")) for p in plan.peers),
                     percent(measured.ratios(key, f"{FLOOR}/{connections}")),
-                    spread(measured.figures(key, "statements"), ".2f"),
-                    spread(measured.figures(key, "wal")),
+                    middle(measured.figures(key, "statements"), ".3f"),
+                    middle(measured.figures(key, "wal")),
                     cpu(measured, key),
                 ]
             )

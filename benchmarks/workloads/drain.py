@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, percent, spread, times
+from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread, times
 
 OURS = ("pyprocrastinate", "pyprocrastinate:delete")
 FLOORS = {"pyprocrastinate": "minq:archive", "pyprocrastinate:delete": "minq:delete"}
@@ -39,9 +39,9 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
                     spread(measured.rates(key)),
                     *beside_peers,
                     percent(measured.ratios(key, f"{floor}/{concurrency}")) if floor else "-",
-                    spread(measured.figures(key, "statements"), ".2f"),
-                    spread(measured.figures(key, "transactions"), ".2f"),
-                    spread(measured.figures(key, "wal")),
+                    middle(measured.figures(key, "statements"), ".3f"),
+                    middle(measured.figures(key, "transactions"), ".3f"),
+                    middle(measured.figures(key, "wal")),
                     cpu(measured, key),
                     cpu(measured, key, "client_cpu"),
                 ]
@@ -50,4 +50,10 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
     columns += ["of the floor", "statements", "transactions", "WAL bytes"]
     columns += ["server CPU µs", "client CPU µs"]
     title = "Drain: one worker process, no-op async task; costs per job"
-    return [Table(title, columns, rows, measured.raw)]
+    sentences = [
+        f"At concurrency 100, {OURS[0]} does {times(measured.ratios(f'{OURS[0]}/100', key))} "
+        f"the jobs of {peer.label}."
+        for peer in plan.peers
+        if (key := f"{peer.name}/100")
+    ]
+    return [Table(title, columns, rows, measured.raw, sentences)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
 from benchmarks.systems import System, find
-from benchmarks.workloads import Measured, Plan, Table, cpu, percent, spread
+from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread
 
 FLOOR = "minq:archive"
 TEN_QUEUES = [f"q{n}" for n in range(10)]
@@ -122,8 +122,8 @@ def _batches(measured: Measured, systems: dict[str, System]) -> Table:
                 systems[name].label,
                 spread(measured.rates(key)),
                 percent(measured.ratios(key, f"{floor}/{size}")),
-                spread(measured.figures(key, "statements"), ".2f"),
-                spread(measured.figures(key, "wal")),
+                middle(measured.figures(key, "statements"), ".3f"),
+                middle(measured.figures(key, "wal")),
                 cpu(measured, key),
                 cpu(measured, key, "client_cpu"),
             ]
@@ -139,7 +139,7 @@ def _bulk(measured: Measured, systems: dict[str, System]) -> Table:
             systems[key].label,
             spread(measured.rates(key)),
             percent(measured.ratios(key, FLOOR)),
-            spread(measured.figures(key, "wal")),
+            middle(measured.figures(key, "wal")),
         ]
         for key in measured.results
     ]
@@ -165,7 +165,7 @@ def _situation_table(
                     spread(measured.rates(beside)),
                     percent(measured.ratios(key, beside)),
                     percent([b / a for a, b in zip(first, last, strict=True)]),
-                    spread(measured.figures(key, "wal")),
+                    middle(measured.figures(key, "wal")),
                     cpu(measured, key),
                     cpu(measured, beside),
                 ]
