@@ -12,6 +12,9 @@ import psycopg
 import pytest
 
 from pyprocrastinate import _sqlfiles, migrate
+from pyprocrastinate.protocol import PROTOCOL
+
+RETIRE = f"select procrastinate._raise_oldest({PROTOCOL + 1});"
 
 # One line for everything that the schema holds. Order of columns counts, their numbers do not.
 DUMP = """
@@ -92,6 +95,16 @@ class Release:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
         return path
+
+    def speaks_the_next_protocol(self) -> None:
+        """Let the functions serve the next protocol, too, and the post stage retire ours."""
+        path = self.folder / "functions" / "01_protocol.sql"
+        text = path.read_text("utf-8")
+        ours = f"set newest = {PROTOCOL} where newest < {PROTOCOL};"
+        assert ours in text
+        path.write_text(text.replace(ours, ours.replace(str(PROTOCOL), str(PROTOCOL + 1))), "utf-8")
+        self.add("migrations/post/9001_retire.sql", RETIRE)
+        self.is_called("99.0")
 
     def is_called(self, version: str) -> None:
         """Give the release its version."""

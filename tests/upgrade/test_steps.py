@@ -22,17 +22,6 @@ ADD = "alter table procrastinate.job add column more int;"
 RETIRE = f"select procrastinate._raise_oldest({PROTOCOL + 1});"
 
 
-def raise_newest(release: Any) -> None:
-    """Write a release that serves the next protocol, too, and retires ours in its post stage."""
-    path = release.folder / "functions" / "01_protocol.sql"
-    old = f"set newest = {PROTOCOL} where newest < {PROTOCOL};"
-    new = f"set newest = {PROTOCOL + 1} where newest < {PROTOCOL + 1};"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-    release.add("migrations/post/9001_retire.sql", RETIRE)
-    release.is_called("99.0")
-
-
 def names(steps: list[Any]) -> list[str]:
     return [step.name.replace("functions of release ", "") for step in steps]
 
@@ -63,7 +52,7 @@ def await_waiter(conn: Connection, condition: str) -> None:
 
 def test_pre_then_post(dsn: str, conn: Connection, release: Any) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     assert names(migrate(dsn, stage="pre")) == ["pre/9001_more", "99.0"]
     assert protocols(conn) == (PROTOCOL, PROTOCOL + 1)
     assert names(migrate(dsn, stage="post")) == ["post/9001_retire"]
@@ -71,7 +60,7 @@ def test_pre_then_post(dsn: str, conn: Connection, release: Any) -> None:
 
 
 def test_post_needs_pre(dsn: str, release: Any) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     with pytest.raises(MigrationError, match="pre stage of this release is not applied"):
         migrate(dsn, stage="post")
 
@@ -182,7 +171,7 @@ def test_the_newer_release_is_known_by_its_version_alone(dsn: str, release: Any)
 def test_an_older_release_is_told_that_it_is_retired(
     dsn: str, conn: Connection, release: Any
 ) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     migrate(dsn)
     release.add("functions/01_protocol.sql", "select 1;")
     release.is_called("98.9")
@@ -307,7 +296,7 @@ def test_a_worker_of_an_unknown_protocol_cannot_register(conn: Connection) -> No
 def test_post_waits_until_the_older_workers_are_gone(
     dsn: str, conn: Connection, release: Any
 ) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     old = register(conn, "grace")
     with pytest.raises(ProtocolInUse, match=f"grace .id {old}, protocol {PROTOCOL}.") as caught:
         migrate(dsn)
@@ -321,7 +310,7 @@ def test_post_waits_until_the_older_workers_are_gone(
 
 
 def test_a_dead_worker_does_not_hold_post_up(dsn: str, conn: Connection, release: Any) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     register(conn)
     conn.execute("select procrastinate.enable_test_clock()")
     conn.execute("select procrastinate.advance('1 hour')")
@@ -331,7 +320,7 @@ def test_a_dead_worker_does_not_hold_post_up(dsn: str, conn: Connection, release
 def test_a_worker_that_registers_meanwhile_is_seen(
     dsn: str, conn: Connection, connect: Connect, release: Any
 ) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     migrate(dsn, stage="pre")
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as transaction:
@@ -345,7 +334,7 @@ def test_a_worker_that_registers_meanwhile_is_seen(
 def test_a_worker_that_registers_too_late_is_refused(
     conn: Connection, connect: Connect, dsn: str, release: Any
 ) -> None:
-    raise_newest(release)
+    release.speaks_the_next_protocol()
     migrate(dsn, stage="pre")
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as transaction:
