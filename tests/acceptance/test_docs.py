@@ -42,6 +42,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\[[^\]]+\]\((?P<target>[^)\s]+)\)")
+DEADLINE = 120  # for a block
 
 
 class Block(NamedTuple):
@@ -95,7 +96,7 @@ class Page:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             awaitable = eval(code, self.names)
             if inspect.isawaitable(awaitable):
-                self.runner.run(awaitable)
+                self.runner.run(asyncio.wait_for(awaitable, DEADLINE))
         self.printed = printed.getvalue()
 
     def shell(self, code: str) -> None:
@@ -107,6 +108,7 @@ class Page:
             capture_output=True,
             text=True,
             check=False,
+            timeout=DEADLINE,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
         self.printed = done.stdout

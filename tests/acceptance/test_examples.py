@@ -1,0 +1,96 @@
+"""The programs in examples/, run as their first lines say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TESTED = {
+    "graceful_abort.py",
+    "plain_sql",
+    "quickstart.py",
+    "retries_and_locks.py",
+    "shell_worker.sh",
+}
+
+
+@pytest.fixture
+def run(folder, dsn):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PATH": path, "PYTHONWARNINGS": "error"}
+
+    def run(*argv, cwd=folder):
+        done = subprocess.run(
+            [*map(str, argv)], cwd=cwd, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"} == TESTED
+
+
+def test_quickstart(run):
+    assert run(sys.executable, EXAMPLES / "quickstart.py") == ["Hello Grace!", "Hello Ada!"]
+
+
+def test_retries_and_locks(run):
+    printed = run(sys.executable, EXAMPLES / "retries_and_locks.py")
+    assert [line for line in printed if line.startswith("Ada")] == [
+        "Ada pays 5000: the bank is busy",
+        "Ada pays 5000: the bank is busy",
+        "Ada pays 5000: done",
+        "Ada pays 20: done",
+        "Ada pays 30: done",
+    ]
+    assert [line for line in printed if line.startswith("Bob")] == ["Bob pays 7: done"]
+
+
+def test_graceful_abort(run):
+    printed = run(sys.executable, EXAMPLES / "graceful_abort.py")
+    assert sorted(printed[:2]) == ["dig: fills the hole in", "listen: hangs up"]
+    assert [re.sub(r"\d+", "N", line) for line in printed[2:]] == ["job N: aborted"] * 2
+
+
+def test_plain_sql(run, pg_server, dsn):
+    pg_server.tool("psql")
+    shop = EXAMPLES / "plain_sql"
+    waiting = run(
+        "pyprocrastinate", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", shop / "shop.sql"
+    )
+    assert [line.split("|")[1:3] for line in waiting if "|" in line] == [
+        ["todo", "confirm_order"]
+    ] * 3
+    worker = run("pyprocrastinate", "-a", "shop.app", "worker", "--one-shot", cwd=shop)
+    assert worker == [
+        "order 1: thank you, Ada",
+        "order 3: thank you, Grace",
+        "order 4: thank you, Edsger",
+    ]
+    with psycopg.connect(dsn) as conn:
+        planned = "select procrastinate.unschedule('report'), procrastinate.unschedule('other')"
+        assert conn.execute(planned).fetchone() == (True, False)
+
+
+@pytest.mark.needs_tool("sh")
+def test_shell_worker(run, pg_server, conn, dsn, monkeypatch):
+    psql = pg_server.tool("psql")
+    for args in ('{"text": "a | b"}', '{"text": "it\'s"}'):
+        conn.execute("select procrastinate.defer('echo', %s)", [args])
+    conn.execute("select procrastinate.defer('unheard_of')")
+    printed = run("env", f"PATH={psql.parent}:/usr/bin:/bin", EXAMPLES / "shell_worker.sh", dsn)
+    assert printed == ['job 1: {"text": "a | b"}', 'job 2: {"text": "it\'s"}']
+    statuses = conn.execute("select id, status from procrastinate.jobs order by id").fetchall()
+    assert statuses == [(1, "succeeded"), (2, "succeeded"), (3, "failed")]
+    assert conn.execute("select count(*) from procrastinate.workers").fetchone() == (0,)
