@@ -42,6 +42,7 @@ class Run:
         "error",
         "fetched_at",
         "handle",
+        "headers",
         "id",
         "kwargs",
         "lost",
@@ -70,6 +71,7 @@ class Run:
         self.worker_id = worker_id
         self.fetched_at = fetched_at
         self.kwargs: dict[str, Any] = {}
+        self.headers: dict[str, Any] = {}
         self.reason = AbortReason.USER_REQUEST if claim[12] else None
         self.cancellable = False
         self.lost = False
@@ -98,7 +100,7 @@ class Run:
                 task_name=claim[2],
                 queue=claim[3],
                 task_kwargs=self.kwargs,
-                headers=payload.loads(claim[5]) if claim[5] else {},
+                headers=self.headers,
                 attempts=claim[6],
                 priority=claim[7],
                 lock=claim[8],
@@ -183,8 +185,12 @@ class Execution:
 
     def withdraw(self, fetched_before: float) -> None:
         """Give back what was fetched before then and has not begun."""
+        now = monotonic()
         while self.waiting and self.waiting[0].fetched_at < fetched_before:
-            self._ended(self.waiting.popleft())
+            run = self.waiting.popleft()
+            # Tasks have turned out to be longer than they seemed.
+            self.duration = max(self.duration or 0.0, now - run.fetched_at)
+            self._ended(run)
 
     def abort(self, job_ids: Iterable[int], reason: AbortReason) -> list[Run]:
         """Ask these to stop, where they run here; return those that had not been asked before."""
@@ -232,7 +238,9 @@ class Execution:
         run.timestamp = time()
         run.started_at = monotonic()
         try:
-            run.kwargs = payload.decode_args(run.claim[4], self._loads)
+            run.kwargs = payload.decode_object(run.claim[4], self._loads)
+            if run.claim[5]:
+                run.headers = payload.decode_object(run.claim[5], payload.loads)
             self._started(run)
             args = (self._make_context(run),) if task.pass_context else ()
             if task.is_async:

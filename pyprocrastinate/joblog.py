@@ -48,6 +48,9 @@ class JobLog:
         """The database has taken note: the job's status is now this."""
         if run.described is None and not self.wanted:
             return
+        if status == "succeeded" and run.error is not None:
+            self.warn(run, "job_error_after_completion", "was completed, then failed")
+            return
         level, action, text = logging.INFO, "job_success", "succeeded"
         if run.outcome == "released":
             level, action, text = logging.DEBUG, "job_released", "was not begun and is released"

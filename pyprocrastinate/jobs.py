@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pyprocrastinate import payload
+
 
 class Status(enum.Enum):
     """The state of a job."""
@@ -52,12 +54,13 @@ class Job:
     worker_id: int | None = None
     headers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    # In the order of VIEW_COLUMNS.
     @classmethod
-    def from_row(cls, row: Sequence[Any]) -> Job:
-        """Make a job of a row of the view `procrastinate.jobs`."""
+    def from_row(cls, row: Sequence[Any], loads: payload.JsonLoads) -> Job:
+        """Make a job of a row of the view `procrastinate.jobs`, read as VIEW_COLUMNS."""
         values = dict(zip(VIEW_COLUMNS.values(), row, strict=True))
-        return cls(**{**values, "headers": values["headers"] or {}})
+        values["task_kwargs"] = payload.show_object(values["task_kwargs"], loads)
+        values["headers"] = payload.show_object(values["headers"], payload.loads)
+        return cls(**values)
 
     def asdict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -84,7 +87,7 @@ class Job:
         return call_string(self.task_name, self.id, self.task_kwargs)
 
 
-# What the view calls each field of a job.
+# What the view calls each field of a job. JSON is read as text, lest one odd row hide the others.
 VIEW_COLUMNS = {
     "id": "id",
     "status": "status",
@@ -93,12 +96,12 @@ VIEW_COLUMNS = {
     "lock": "lock",
     "queueing_lock": "queueing_lock",
     "task": "task_name",
-    "args": "task_kwargs",
+    "args::text": "task_kwargs",
     "scheduled_at": "scheduled_at",
     "attempts": "attempts",
     "abort_requested": "abort_requested",
     "worker_id": "worker_id",
-    "headers": "headers",
+    "headers::text": "headers",
 }
 
 

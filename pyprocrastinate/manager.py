@@ -98,11 +98,13 @@ class JobManager:
 
     def list_jobs(self, **filters: Unpack[JobFilters]) -> Iterable[Job]:
         """Return the jobs that match all filters, by id."""
-        return self.connector.run(operations.list_jobs(**filters))
+        return self.connector.run(operations.list_jobs(self.connector.json_loads, **filters))
 
     async def list_jobs_async(self, **filters: Unpack[JobFilters]) -> Iterable[Job]:
         """Do as `list_jobs`."""
-        return await self.connector.run_async(operations.list_jobs(**filters))
+        return await self.connector.run_async(
+            operations.list_jobs(self.connector.json_loads, **filters)
+        )
 
 
 def _found(found: bool, job_id: int) -> None:

@@ -23,6 +23,7 @@ from psycopg.rows import tuple_row
 
 from pyprocrastinate import exceptions
 from pyprocrastinate.jobs import VIEW_COLUMNS, Job, Status
+from pyprocrastinate.payload import JsonLoads
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -152,11 +153,11 @@ def job_status(job_id: int) -> Call[Status]:
     return Call("jobs", {"id": job_id}, status, view=["status"])
 
 
-def list_jobs(**filters: Any) -> Call[list[Job]]:
+def list_jobs(loads: JsonLoads, **filters: Any) -> Call[list[Job]]:
     return Call(
         "jobs",
         _given(**filters),
-        lambda rows: [Job.from_row(row) for row in rows],
+        lambda rows: [Job.from_row(row, loads) for row in rows],
         view=tuple(VIEW_COLUMNS),
     )
 

@@ -77,14 +77,20 @@ def encode_result(value: Any, dumps: JsonDumps) -> str:
     return text
 
 
-def decode_args(text: str, loads: JsonLoads) -> dict[str, Any]:
-    """
-    Return a job's args; what cannot be decoded raises, and that is the failure of this job only.
-    """
-    args = loads(text)
-    if not isinstance(args, dict):
-        raise exceptions.ArgsNotAnObject("args are not a JSON object")
-    return args
+def decode_object(text: str, loads: JsonLoads) -> dict[str, Any]:
+    """Return args or headers; what cannot be decoded raises, and is this job's failure only."""
+    decoded = loads(text)
+    if not isinstance(decoded, dict):
+        raise exceptions.ArgsNotAnObject("args or headers are not a JSON object")
+    return decoded
+
+
+def show_object(text: str | None, loads: JsonLoads) -> dict[str, Any]:
+    """Return args or headers to look at; of those that cannot be decoded, only why."""
+    try:
+        return decode_object(text, loads) if text else {}
+    except Exception as error:  # noqa: BLE001  # a user's codec, or a row from elsewhere
+        return {"<cannot be decoded>": type(error).__name__}
 
 
 def error_report(error: BaseException, matching: Iterable[type] = ()) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -58,10 +59,14 @@ def working(app: App) -> Working:
         run = asyncio.create_task(worker.run())
         try:
             yield worker
-        finally:
             worker.stop()
-            async with asyncio.timeout(PATIENCE):
-                await run
+            await asyncio.wait({run}, timeout=PATIENCE)
+            assert run.done(), "it did not stop"
+        finally:
+            while not run.done():
+                run.cancel()
+                await asyncio.wait({run}, timeout=0.1)
+        await run
 
     return working
 
@@ -140,9 +145,14 @@ class Program:
     def expect(self, line: str) -> None:
         """Wait for a line of output."""
         assert self.process.stdout
-        for said in self.process.stdout:
-            if said.strip() == line:
-                return
+        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            for said in self.process.stdout:
+                if said.strip() == line:
+                    return
+        finally:
+            timer.cancel()
         raise AssertionError(f"it never said {line!r}: {self.finish()}")
 
     def catches(self, number: int) -> bool:
