@@ -8,7 +8,6 @@ import asyncio
 import functools
 import importlib
 import logging
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -62,12 +61,6 @@ class App(Blueprint):
         self.worker_defaults = worker_defaults or WorkerOptions()
         self.periodic_defaults = periodic_defaults or PeriodicDefaults()
         self.log_args = log_args
-        if sys._getframe(1).f_globals.get("__name__") == "__main__":
-            logger.warning(
-                "The app is defined in the module that was started as a script. A worker that "
-                "imports it under another name may not find its tasks: move it to a module.",
-                extra={"action": "app_defined_in___main__"},
-            )
 
     @classmethod
     def from_path(cls, dotted_path: str) -> App:

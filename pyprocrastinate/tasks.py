@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pyprocrastinate.blueprints import Blueprint
     from pyprocrastinate.jobs import Job
 
+logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 D = ParamSpec("D")
@@ -51,6 +53,13 @@ class Task(Generic[P, R, D]):
         self.func = func
         self.blueprint = blueprint
         self.name = name or full_path(func)
+        if not name and func.__module__ == "__main__":
+            logger.warning(
+                "Task %s is named after the script that defines it. A worker that imports the "
+                "script under another name will not find it: pass name=",
+                self.name,
+                extra={"action": "app_defined_in___main__"},
+            )
         self.aliases = aliases or []
         self.retry_strategy = get_retry_strategy(retry)
         self.pass_context = pass_context
