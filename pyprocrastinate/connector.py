@@ -6,6 +6,7 @@ own for workers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any, TypeVar
 
@@ -116,13 +117,11 @@ class _PsycopgConnector(BaseConnector):
         if isinstance(pool.kwargs, dict):
             self._kwargs = {**pool.kwargs, "autocommit": True}
 
-    def _forget(self) -> Any:
-        """Return the pool that is to be closed, if any."""
+    def _forget(self) -> tuple[Any, contextlib.ExitStack]:
+        """Return the pool that is to be closed, if any, and what is to be closed after it."""
         pool, self._pool = (self._pool if self._owns_pool else None), None
-        if self._resolved:
-            self._resolved.close()
-            self._resolved = None
-        return pool
+        resolved, self._resolved = self._resolved, None
+        return pool, resolved or contextlib.ExitStack()
 
     def _opened(self) -> Any:
         if self._pool is None:
@@ -170,8 +169,10 @@ class SyncPsycopgConnector(_PsycopgConnector):
             self._pool.open()
 
     def close(self) -> None:
-        if pool := self._forget():
-            pool.close()
+        pool, server = self._forget()
+        with server:
+            if pool:
+                pool.close()
 
     def run(self, call: Call[T], connection: Any = None) -> T:
         with operations.translated():
@@ -222,8 +223,12 @@ class PsycopgConnector(_PsycopgConnector):
             await self._pool.open()
 
     async def close_async(self) -> None:
-        if pool := self._forget():
-            await pool.close()
+        pool, server = self._forget()
+        try:
+            if pool:
+                await pool.close()
+        finally:
+            await asyncio.to_thread(server.close)
         if self._sync:
             await asyncio.to_thread(self.close)
 
