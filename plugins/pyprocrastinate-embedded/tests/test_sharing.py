@@ -14,7 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyprocrastinate import _supervisor, embedded
+from pyprocrastinate import embedded
+from pyprocrastinate_embedded import _supervisor
 
 from .conftest import DEADLINE, User, parent_of, wait_for_end
 

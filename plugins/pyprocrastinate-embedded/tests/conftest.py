@@ -19,7 +19,8 @@ from typing import IO
 
 import pytest
 
-from pyprocrastinate import _supervisor, embedded
+from pyprocrastinate import embedded
+from pyprocrastinate_embedded import _supervisor
 
 DEADLINE = 60
 USER = """

@@ -1,7 +1,7 @@
 """
 Run the server of an `embedded:` folder: a program of its own, PostgreSQL's parent.
 
-It needs nothing but the standard library, so that it starts at once; `embedded.py` starts it.
+It needs nothing but the standard library, so that it starts at once; the package starts it.
 It stops when nobody holds `users.lock` any more, and PostgreSQL with it, however it ends: on Linux
 at once, elsewhere when the next one starts in the folder.
 
@@ -46,8 +46,8 @@ USER = "postgres"
 Account = tuple[int, int]
 
 
-class EmbeddedError(Exception):
-    """The embedded server cannot be used; the message says what to do."""
+class Refusal(Exception):
+    """What keeps the server from running; the message says what to do."""
 
 
 def open_lock(path: Path) -> IO[bytes]:
@@ -82,7 +82,7 @@ def own_folder(folder: Path, mode: int) -> Path:
         mask = stat.S_IWOTH | (stat.S_IWGRP if is_root() else 0)
         safe = safe and found.st_uid == os.geteuid() and not found.st_mode & mask
     if not safe:
-        raise EmbeddedError(
+        raise Refusal(
             f"{folder} is no folder, or others own it or may write to it: name another folder"
         )
     return folder
@@ -125,7 +125,7 @@ def supervise(folder: Path, bindir: Path, temporary: Mapping[str, object] | None
                 if cluster.process and cluster.process.poll() is not None:
                     cluster.start()
                 time.sleep(0.05)
-        except (EmbeddedError, OSError) as error:
+        except (Refusal, OSError) as error:
             print(error, flush=True)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -174,7 +174,7 @@ class Cluster:
             self.process = self._spawn([*argv, *(f"--{k}={v}" for k, v in options.items())], life)
         while ready_pid(self.data) != self.process.pid:
             if self.process.poll() is not None:
-                raise EmbeddedError(f"PostgreSQL did not start: {self._last_words()}")
+                raise Refusal(f"PostgreSQL did not start: {self._last_words()}")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -197,7 +197,7 @@ class Cluster:
         argv += ["--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"]
         argv += [] if self.temporary is None else ["--no-sync"]
         if self._spawn(argv, life).wait():
-            raise EmbeddedError(f"initdb failed: {self._last_words()}")
+            raise Refusal(f"initdb failed: {self._last_words()}")
         unfinished.rename(self.data)
 
     def _spawn(self, argv: Sequence[str | Path], life: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -227,7 +227,7 @@ class Cluster:
             if len(os.fsencode(host)) < 80 and _reachable(Path(host), self.account):
                 return host
             os.rmdir(host)
-        raise EmbeddedError("no folder for the socket: set TMPDIR to one with a short path")
+        raise Refusal("no folder for the socket: set TMPDIR to one with a short path")
 
 
 def _last_will() -> Callable[[], None] | None:
@@ -260,7 +260,7 @@ def _account(data: Path) -> Account | None:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid
-    raise EmbeddedError(
+    raise Refusal(
         "PostgreSQL does not run as root, and there is no account postgres or nobody: "
         "run this as an ordinary user"
     )

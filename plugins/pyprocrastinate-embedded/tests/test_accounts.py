@@ -19,8 +19,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyprocrastinate import _supervisor, embedded
+from pyprocrastinate import embedded
 from pyprocrastinate.embedded import EmbeddedError
+from pyprocrastinate_embedded import _supervisor
 
 from .conftest import User, parent_of
 
@@ -200,13 +201,14 @@ def test_an_ordinary_user_is_served_as_well(home: Path, selection: str) -> None:
     user, group = ordinary_account()
     how: dict[str, Any] = {"user": user, "group": group, "extra_groups": [], "cwd": "/"}
     path = [*os.environ.get("PYTHONPATH", "").split(":"), sysconfig.get_path("purelib")]
+    path += [str(here.parent), str(here.parents[2])]  # what is installed in place, in no list there
     pytest_here = ["-m", "pytest", str(here), "-k", selection, "-q", "-p", "no:cacheprovider"]
     tests = subprocess.run(
         [reachable_python(how), *pytest_here],
         env={
             "PATH": os.defpath,
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": ":".join([*path, str(here.parents[1])]),
+            "PYTHONPATH": ":".join(path),
             "TMPDIR": str(home),
         },
         capture_output=True,

@@ -16,9 +16,8 @@ from types import ModuleType
 
 import pytest
 
-from .conftest import DEADLINE
-
 ROOT = Path(__file__).parents[2]
+DEADLINE = 60
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / ".venv" / "synced").exists(), reason="this Python was not set up by ./run"
