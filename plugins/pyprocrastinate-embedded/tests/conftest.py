@@ -123,12 +123,14 @@ def made() -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder(home: Path, made: Path) -> Path:
-    """Return the folder of a server that has been made, which takes longer than to start it."""
-    folder = home / "db"
-    _supervisor.own_folder(folder, made.stat().st_mode & 0o777)
-    subprocess.run(["cp", "-a", made / "pgdata", folder], check=True)
-    return folder
+def folder(made: Path) -> Iterator[Path]:
+    """
+    Return the folder of a server that has been made, which takes longer than to start it.
+
+    The next test gets the same one, with its data; after each, nothing of the server may be alive.
+    """
+    yield made
+    _see_that_all_ended(made.parent)
 
 
 @pytest.fixture

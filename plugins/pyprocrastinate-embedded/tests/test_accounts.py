@@ -159,6 +159,7 @@ def private_binaries(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         shutil.rmtree(copy)
 
 
+@pytest.mark.long
 @root_only
 def test_binaries_that_the_account_cannot_reach_are_copied_once(
     folder: Path, private_binaries: Path
@@ -190,7 +191,7 @@ def reachable_python(how: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     "selection",
     [
-        "only_user or share_one or server_stays or umask",
+        "only_user or umask",
         pytest.param("not ordinary_user", marks=pytest.mark.long),
     ],
 )

@@ -88,9 +88,11 @@ def test_a_server_that_does_not_start_says_why(folder: Path) -> None:
     data = folder / "pgdata"
     version = (data / "PG_VERSION").read_text()
     (data / "PG_VERSION").write_text("9.6\n")
-    with pytest.raises(EmbeddedError, match=r"did not start: (?s:.*)9\.6"):
-        embedded.resolve(f"embedded:{folder}")
-    (data / "PG_VERSION").write_text(version)
+    try:
+        with pytest.raises(EmbeddedError, match=r"did not start: (?s:.*)9\.6"):
+            embedded.resolve(f"embedded:{folder}")
+    finally:
+        (data / "PG_VERSION").write_text(version)
     embedded.resolve(f"embedded:{folder}").close()
 
 

@@ -48,7 +48,7 @@ sys.stdin.read()
     assert not [place for place in places if place.exists()]
 
 
-@pytest.mark.parametrize("immediate", [True, False])
+@pytest.mark.parametrize("immediate", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_restarted_server_is_where_it_was_and_has_what_was_committed(immediate: bool) -> None:
     with embedded.Server() as server:
         with psycopg.connect(server.conninfo(), autocommit=True) as conn:

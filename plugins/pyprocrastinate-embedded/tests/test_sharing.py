@@ -38,8 +38,8 @@ def server_of(folder: Path) -> int:
     return pid
 
 
-def test_data_are_kept_from_one_server_to_the_next(home: Path) -> None:
-    dsn = f"embedded:{home}/db"
+def test_data_are_kept_from_one_server_to_the_next(folder: Path) -> None:
+    dsn = f"embedded:{folder}"
     with embedded.resolve(dsn) as resolved:
         query(resolved.conninfo, "create table kept as select 7 as number")
     with embedded.resolve(dsn) as resolved:
@@ -126,15 +126,15 @@ def test_the_server_dies_with_its_supervisor_and_comes_back_where_it_was(
 ) -> None:
     dsn = f"embedded:{folder}"
     with embedded.resolve(dsn) as old:
-        query(old.conninfo, "create table kept as select 7 as number")
+        query(old.conninfo, "create table before_death as select 7 as number")
         server = server_of(folder)
         os.kill(parent_of(server), signal.SIGKILL)
         wait_for_end(server)
         newcomer = use(dsn)
         assert newcomer.conninfo() == old.conninfo
-        assert query(old.conninfo, "select number from kept") == (7,)
+        assert query(old.conninfo, "select number from before_death") == (7,)
         newcomer.leave()
-        assert query(old.conninfo, "select number from kept") == (7,)
+        assert query(old.conninfo, "select number from before_death") == (7,)
 
 
 @linux_only
@@ -160,12 +160,12 @@ def test_a_start_right_after_the_supervisor_was_killed_waits_for_the_old_server(
 
 def test_a_crashed_server_is_started_again_where_it_was(folder: Path) -> None:
     with embedded.resolve(f"embedded:{folder}") as resolved:
-        query(resolved.conninfo, "create table kept as select 7 as number")
+        query(resolved.conninfo, "create table before_crash as select 7 as number")
         crashed = server_of(folder)
         os.kill(crashed, signal.SIGKILL)
         data = _supervisor.data_of(folder)
         wait_until(lambda: _supervisor.ready_pid(data) not in (0, crashed))
-        assert query(resolved.conninfo, "select number from kept") == (7,)
+        assert query(resolved.conninfo, "select number from before_crash") == (7,)
 
 
 def test_a_supervisor_that_is_told_to_end_stops_the_server_in_order(folder: Path) -> None:
@@ -191,7 +191,7 @@ with embedded.resolve(sys.argv[1]) as resolved, psycopg.connect(resolved.conninf
     print(conn.execute("select pg_postmaster_start_time()").fetchone()[0], flush=True)
     sys.stdin.read()
 """
-    users = [use(f"embedded:{home}/db?dbname=app", code) for _ in range(4)]
+    users = [use(f"embedded:{home}/db?dbname=app", code) for _ in range(3)]
     for user in users:
         assert user.conninfo() == "here"
     for user in users:
@@ -205,6 +205,7 @@ with embedded.resolve(sys.argv[1]) as resolved, psycopg.connect(resolved.conninf
         user.leave()
 
 
+@pytest.mark.long
 def test_whoever_comes_while_the_last_one_leaves_finds_a_server(folder: Path, use: Use) -> None:
     code = """
 import sys
@@ -219,6 +220,7 @@ for _ in range(5):
         user.leave()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["supervisor.lock", "pgdata.new"])
 def test_a_starter_that_is_killed_leaves_nothing_that_the_next_one_trips_over(
     home: Path, use: Use, moment: str
@@ -274,16 +276,15 @@ resolved.close()
     user.leave()
 
 
-def test_a_folder_that_is_deleted_under_its_server_still_lets_it_stop(
-    folder: Path, use: Use
-) -> None:
+@pytest.mark.long
+def test_a_folder_that_is_deleted_under_its_server_still_lets_it_stop(home: Path, use: Use) -> None:
     import shutil
 
-    user = use(f"embedded:{folder}")
+    user = use(f"embedded:{home}/db")
     user.conninfo()
-    server = server_of(folder)
+    server = server_of(home / "db")
     supervisor = parent_of(server)
-    shutil.rmtree(folder)
+    shutil.rmtree(home / "db")
     user.leave()
     wait_for_end(server)
     wait_for_end(supervisor)
