@@ -139,9 +139,13 @@ def page(folder, dsn, monkeypatch, pg_server) -> Iterator[Page]:
     page.close()
 
 
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def blocks(path: Path) -> list[Block]:
     """Return what is to be run of a page."""
-    text = path.read_text(encoding="utf-8")
+    text = read(path)
     return [
         Block(found["language"], found["code"], text.count("\n", 0, found.start("fence")) + 2)
         for found in BLOCK.finditer(text)
@@ -177,9 +181,18 @@ def test_the_code_of_a_page_does_what_the_page_says(path, page):
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_links_inside_the_project_lead_somewhere(path):
-    targets = [found["target"] for found in LINK.finditer(path.read_text(encoding="utf-8"))]
+    targets = [found["target"] for found in LINK.finditer(read(path))]
     inside = [target for target in targets if not re.match(r"[a-z]+:|#", target)]
     assert [t for t in inside if not (path.parent / t.partition("#")[0]).exists()] == []
+
+
+def test_every_page_can_be_found():
+    index = ROOT / "docs" / "index.md"
+    listed = {(index.parent / found["target"]).resolve() for found in LINK.finditer(read(index))}
+    pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
+    assert [
+        page_id(p) for p in sorted(pages) if not listed & {p, p.parent, p.parent / "README.md"}
+    ] == []
 
 
 @pytest.mark.parametrize(
