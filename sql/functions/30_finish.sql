@@ -3,7 +3,8 @@ create or replace function procrastinate.finish_v1(
   keep boolean default true
 ) returns table (id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdicts jsonb;
 begin
@@ -40,6 +41,12 @@ declare
   f_id bigint[];
   o record;
 begin
+  if cardinality(succeeded) > 0 and outcomes <> '[]' then
+    -- both kinds in one order: somebody may abort several of these jobs in a transaction of his own
+    perform from procrastinate.job as j
+      where j.id = any (succeeded || array(select (u.o ->> 'id')::bigint from jsonb_array_elements(outcomes) as u (o)))
+      order by j.id for update;
+  end if;
   if cardinality(succeeded) > 0 then
     if keep then
       with d as (
@@ -156,7 +163,8 @@ comment on function procrastinate._pass_on(text[], int[], bigint[], boolean, tex
 
 create or replace function procrastinate.complete_v1(job_id bigint, token bigint, result jsonb default null) returns void
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdict jsonb;
 begin

@@ -242,6 +242,32 @@ def test_an_abort_that_finds_the_job_back_in_its_queue_cancels_it(
     assert attempts(a, job) == ("cancelled", 1)
 
 
+@pytest.mark.parametrize("how", ["both kinds", "successes", "failures"])
+def test_the_end_of_a_batch_beside_aborts_of_the_same_jobs_in_one_transaction(
+    session: Sessions, register: Register, defer: Defer, how: str
+) -> None:
+    a, b = session(), session()
+    worker = register()
+    # claimed, and so written, in the other order
+    jobs = [defer(), defer(priority=1), defer("L", priority=2)]
+    first, *others = sorted(a.run(fetch(worker)))
+    b.run("begin")
+    b.run("select procrastinate.cancel(%s, abort => true)", jobs[0])
+    failed = {"successes": [], "both kinds": [first], "failures": [*others[::-1], first]}[how]
+    plain = [c for c in [*others[::-1], first] if c not in failed]
+    ended = a.start(
+        "select id, verdict from procrastinate.finish_v1(%s, %s, %s, %s) order by id",
+        worker,
+        [c[0] for c in plain],
+        [c[1] for c in plain],
+        json.dumps([{"id": i, "token": t, "outcome": "failed"} for i, t in failed]),
+    ).blocked()
+    for job in jobs[1:]:
+        assert b.one("select procrastinate.cancel(%s, abort => true)", job) == "abort_requested"
+    b.run("commit")
+    assert ended.rows() == [(job, "ok") for job in jobs]
+
+
 def test_a_worker_takes_leave_while_one_of_its_runs_ends(
     session: Sessions, register: Register, defer: Defer
 ) -> None:
