@@ -168,23 +168,25 @@ begin
               from procrastinate.job as j
              where j.state = 'r' and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
              order by j.rank, j.id limit v_need for update skip locked) as s;
+      -- Written so that only the index that begins with the queue gives the order: with "queue =", the planner may
+      -- read all queues' jobs in theirs, and drop the others.
       elsif v_sources = 1 then
         select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
           from (
             select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
               from procrastinate.job as j
-             where j.state = 'r' and j.queue = queues[1]
-               and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
-             order by j.rank, j.id limit v_need for update skip locked) as s;
+             where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[1], v_lo_rank, v_lo_id)
+               and (j.queue, j.rank, j.id) < (queues[1], v_hi_rank, v_hi_id)
+             order by j.queue, j.rank, j.id limit v_need for update skip locked) as s;
       else
         -- of several queues most rows are not among the best: they are held only once that is known
         select array_agg(s.id) as id, array_agg(s.rank) as rank, null::text[] as lock, null::boolean[] as solo into r
           from (
             select j.id, j.rank
               from procrastinate.job as j
-             where j.state = 'r' and j.queue = queues[v_q]
-               and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
-             order by j.rank, j.id limit v_need) as s;
+             where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[v_q], v_lo_rank, v_lo_id)
+               and (j.queue, j.rank, j.id) < (queues[v_q], v_hi_rank, v_hi_id)
+             order by j.queue, j.rank, j.id limit v_need) as s;
       end if;
       if r.id is not null then
         id := id || r.id;
