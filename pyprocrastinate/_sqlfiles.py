@@ -1,8 +1,8 @@
 """
-Where the SQL files are.
+Where the files are that are not Python modules of the package.
 
-The wheel carries `sql/` inside the package; a checkout, installed editable or not, has it at its
-root.
+The wheel carries `sql/` and `examples/` inside the package; a checkout, installed editable or not,
+has them at its root.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def shipped(folder: str) -> Path:
+    """Return a folder that comes with the package."""
+    package = Path(__file__).resolve().parent
+    packaged = package / folder
+    return packaged if packaged.is_dir() else package.parent / folder
+
+
 def sql_dir() -> Path:
     """Return the folder that holds `functions/` and `migrations/`."""
-    package = Path(__file__).resolve().parent
-    packaged = package / "sql"
-    return packaged if packaged.is_dir() else package.parent / "sql"
+    return shipped("sql")
 
 
 def function_files() -> list[Path]:

@@ -10,6 +10,7 @@ traceback with `-v`.
 from __future__ import annotations
 
 import datetime
+import importlib
 import logging
 import os
 import sys
@@ -275,12 +276,14 @@ def psql(app: str | None, arguments: tuple[str, ...]) -> None:
 @click.pass_context
 def demo(ctx: click.Context, folder: str | None) -> None:
     """Show a queue at work on the files of a folder, in a PostgreSQL of its own."""
-    from pyprocrastinate import demo
+    from pyprocrastinate._sqlfiles import shipped
 
+    sys.path.insert(0, str(shipped("examples")))
+    program = importlib.import_module("demo.program")
     parent = ctx.find_root().params
     if not parent["verbose"]:
         logging.disable()
-    sys.exit(demo.main(folder, parent["dsn"]))
+    sys.exit(program.main(folder, parent["dsn"]))
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyprocrastinate import demo, demofiles
+from demo import files as demofiles
+from demo import program as demo
 
 NOBODY = 65534
 ODD_NAMES = [

@@ -13,6 +13,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
+    "demo",  # in test_demo.py
     "graceful_abort.py",
     "plain_sql",
     "quickstart.py",

@@ -13,8 +13,8 @@ import pyprocrastinate
 from pyprocrastinate import _sqlfiles
 
 PACKAGE = Path(pyprocrastinate.__file__).parent
-# the migration runner, and a program that shows what users write
-EXEMPT = {"migrate.py", "demo.py"}
+# the migration runner
+EXEMPT = {"migrate.py"}
 
 STATEMENT = re.compile(
     r"\s*(select|table|values|listen|unlisten|notify|explain)\s"

@@ -30,9 +30,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import namedtuple_row
 from rich import progress
 
+from demo.files import DemoError, console, find_files, from_text
 from pyprocrastinate import App, Blueprint, JobContext, PsycopgConnector, RetryStrategy, embedded
 from pyprocrastinate._explain import explain
-from pyprocrastinate.demofiles import DemoError, console, find_files, from_text
 from pyprocrastinate.exceptions import ProcrastinateException
 from pyprocrastinate.migrate import migrate
 
