@@ -48,7 +48,7 @@ def test_psql_is_that_of_the_system(tmp_path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_it_is_looked_for_only_where_it_is_needed() -> None:
     code = (
-        "import sys, pyprocrastinate.cli, pyprocrastinate.demo, pyprocrastinate.migrate\n"
+        "import sys, pyprocrastinate.cli, pyprocrastinate.migrate\n"
         "import pyprocrastinate.psql, pyprocrastinate.embedded\n"
         "pyprocrastinate.embedded.resolve('host=here')\n"
         "assert 'pyprocrastinate_embedded' not in sys.modules\n"
