@@ -63,9 +63,7 @@ def is_file(path: str) -> bool:
 def as_text(path: str) -> str:
     """Write a path as a line of text: with %XX for %, control characters and what is not UTF-8."""
     return re.sub(
-        "[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
-        lambda found: quote(os.fsencode(found[0]), safe=""),
-        path,
+        "[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: quote(os.fsencode(found[0]), safe=""), path
     )
 
 

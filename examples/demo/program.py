@@ -140,9 +140,7 @@ class Demo:
         self.queue = f"demo-{secrets.token_hex(3)}"
         self.app = App(connector=PsycopgConnector(conninfo))
         self.app.add_tasks_from(tasks, namespace="")
-        every_second = self.app.periodic(
-            cron="* * * * * *", periodic_id=self.queue, queue=self.queue, priority=2
-        )
+        every_second = self.app.periodic(cron="* * * * * *", periodic_id=self.queue, queue=self.queue, priority=2)
         every_second(tick)
         self.worker = self.app.make_worker(
             queues=[self.queue],
@@ -258,8 +256,7 @@ class Demo:
         """Tell what happened to the jobs that behave otherwise."""
         console.print("\nalong the way")
         self.tell(
-            "  retried   job {id} failed with {error}, ran again {pause:.2f} s later: {status} "
-            "after {attempts} runs",
+            "  retried   job {id} failed with {error}, ran again {pause:.2f} s later: {status} after {attempts} runs",
             "select j.id, j.status, j.attempts, e.detail -> 'error' ->> 'class' as error, "
             "       extract(epoch from j.started_at - e.at) as pause "
             "  from procrastinate.events as e, procrastinate.jobs as j "
@@ -267,8 +264,7 @@ class Demo:
             self.unlucky,
         )
         self.tell(
-            "  aborted   job {id} was asked to stop after {run:.2f} s: "
-            "{status} {delay:.0f} ms later",
+            "  aborted   job {id} was asked to stop after {run:.2f} s: {status} {delay:.0f} ms later",
             "select j.id, j.status, extract(epoch from e.at - j.started_at) as run, "
             "       extract(epoch from j.finished_at - e.at) * 1000 as delay "
             "  from procrastinate.events as e, procrastinate.jobs as j "
@@ -304,12 +300,10 @@ class Demo:
         console.print()
         self.tell(
             "job {id} failed with {error_class}: {path}",
-            "select id, args ->> 'path' as path, error_class "
-            "  {mine} and status = 'failed' order by id limit 3",
+            "select id, args ->> 'path' as path, error_class   {mine} and status = 'failed' order by id limit 3",
         )
         self.tell(
-            "{files:,} files with {bytes:,} bytes in {lines:,} lines: {seconds:.2f} s, "
-            "{rate:,.0f} files a second",
+            "{files:,} files with {bytes:,} bytes in {lines:,} lines: {seconds:.2f} s, {rate:,.0f} files a second",
             "select count(*) as files, sum((result ->> 'bytes')::bigint) as bytes, "
             "       sum((result ->> 'lines')::bigint) as lines, "
             "       seconds, count(*) / seconds as rate "

@@ -1,0 +1,1 @@
+"""The demo: `pyprocrastinate demo`, or `PYTHONPATH=examples python -m demo` in a checkout."""
