@@ -69,13 +69,9 @@ class App(Blueprint):
         try:
             app = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise exceptions.LoadFromPathError(
-                f"{dotted_path} cannot be loaded: {error}"
-            ) from error
+            raise exceptions.LoadFromPathError(f"{dotted_path} cannot be loaded: {error}") from error
         if not isinstance(app, cls):
-            raise exceptions.LoadFromPathError(
-                f"{dotted_path} is a {type(app).__qualname__}, not an app"
-            )
+            raise exceptions.LoadFromPathError(f"{dotted_path} is a {type(app).__qualname__}, not an app")
         return app
 
     @property

@@ -6,16 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Literal,
-    ParamSpec,
-    TypeVar,
-    Unpack,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from pyprocrastinate import exceptions
 from pyprocrastinate.periodic import PeriodicRegistry
@@ -49,20 +40,13 @@ class Blueprint:
 
     @overload
     def task(
-        self,
-        func: None = None,
-        /,
-        *,
-        pass_context: Literal[False] = False,
-        **options: Unpack[TaskOptions],
+        self, func: None = None, /, *, pass_context: Literal[False] = False, **options: Unpack[TaskOptions]
     ) -> Callable[[Callable[P, R]], Task[P, R, P]]: ...
 
     @overload
     def task(
         self, func: None = None, /, *, pass_context: Literal[True], **options: Unpack[TaskOptions]
-    ) -> Callable[
-        [Callable[Concatenate[JobContext, P], R]], Task[Concatenate[JobContext, P], R, P]
-    ]: ...
+    ) -> Callable[[Callable[Concatenate[JobContext, P], R]], Task[Concatenate[JobContext, P], R, P]]: ...
 
     def task(self, func: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """
@@ -104,9 +88,7 @@ class Blueprint:
         Put it above `@app.task`, or call it on a task; one task may have several, told apart by
         `periodic_id`.
         """
-        return self.periodic_registry.periodic_decorator(
-            cron, periodic_id, timezone, **configure_kwargs
-        )
+        return self.periodic_registry.periodic_decorator(cron, periodic_id, timezone, **configure_kwargs)
 
     def add_task_alias(self, task: Task[P, R, D], alias: str) -> None:
         """Let the task also run jobs that were deferred under this name."""
@@ -142,7 +124,5 @@ class Blueprint:
 
     def _register(self, tasks: dict[str, Task[..., Any, ...]]) -> None:
         if taken := self.tasks.keys() & tasks.keys():
-            raise exceptions.TaskAlreadyRegistered(
-                f"already registered: {', '.join(sorted(taken))}"
-            )
+            raise exceptions.TaskAlreadyRegistered(f"already registered: {', '.join(sorted(taken))}")
         self.tasks.update(tasks)

@@ -43,10 +43,7 @@ class BaseConnector:
     """
 
     def __init__(
-        self,
-        *,
-        json_dumps: payload.JsonDumps | None = None,
-        json_loads: payload.JsonLoads | None = None,
+        self, *, json_dumps: payload.JsonDumps | None = None, json_loads: payload.JsonLoads | None = None
     ) -> None:
         self.json_dumps = json_dumps or payload.dumps
         self.json_loads = json_loads or payload.loads
@@ -106,9 +103,7 @@ class _PsycopgConnector(BaseConnector):
         return make_conninfo(self._resolve(), **libpqs)
 
     def _make_pool(self, conninfo: str, **pool_kwargs: Any) -> Any:
-        return self._pool_factory(
-            conninfo, kwargs=self._kwargs, open=False, **(pool_kwargs | self._pool_kwargs)
-        )
+        return self._pool_factory(conninfo, kwargs=self._kwargs, open=False, **(pool_kwargs | self._pool_kwargs))
 
     def _adopt(self, pool: Any) -> None:
         """Use a pool of the user's, who also closes it; workers connect to where it does."""
@@ -130,11 +125,7 @@ class _PsycopgConnector(BaseConnector):
 
     def _dedicated(self) -> dict[str, Any]:
         """Return the arguments for a connection that serves nothing but a worker."""
-        kwargs = {
-            key: value
-            for key, value in self._kwargs.items()
-            if key not in ("cursor_factory", "row_factory")
-        }
+        kwargs = {key: value for key, value in self._kwargs.items() if key not in ("cursor_factory", "row_factory")}
         conninfo = self._resolve()
         given = conninfo_to_dict(conninfo).keys() | kwargs.keys()
         missing: dict[str, Any] = {key: _LINK[key] for key in _LINK.keys() - given}
@@ -194,9 +185,7 @@ class PsycopgConnector(_PsycopgConnector):
     """
 
     def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
-        super().__init__(
-            conninfo, **{"pool_factory": psycopg_pool.AsyncConnectionPool, **pool_kwargs}
-        )
+        super().__init__(conninfo, **{"pool_factory": psycopg_pool.AsyncConnectionPool, **pool_kwargs})
         self._sync: SyncPsycopgConnector | None = None
         self._sync_lock = threading.Lock()
 
@@ -271,11 +260,7 @@ class PsycopgConnector(_PsycopgConnector):
                     json_dumps=self.json_dumps,
                     json_loads=self.json_loads,
                     **{k: v for k, v in self._pool_kwargs.items() if k not in _ASYNC_ONLY},
-                    kwargs={
-                        k: v
-                        for k, v in self._kwargs.items()
-                        if k not in ("cursor_factory", "row_factory")
-                    },
+                    kwargs={k: v for k, v in self._kwargs.items() if k not in ("cursor_factory", "row_factory")},
                 )
             return self._sync
 
@@ -293,10 +278,12 @@ def _of_type(connection: Any, kind: type[T]) -> T:
     return connection
 
 
-def _check(connection: psycopg.Connection[Any]) -> None:
-    # What the server has sent since, such as a goodbye, is here already: no round trip is needed.
+def _check(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    # What the server has sent since is here already, so no round trip is needed: first its goodbye
+    # is read, then the end of the stream, which raises.
+    connection.pgconn.consume_input()
     connection.pgconn.consume_input()
 
 
 async def _check_async(connection: psycopg.AsyncConnection[Any]) -> None:
-    connection.pgconn.consume_input()
+    _check(connection)

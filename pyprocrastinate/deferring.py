@@ -33,20 +33,13 @@ class JobDeferrer:
     """
 
     def __init__(
-        self,
-        connector: BaseConnector,
-        task_name: str,
-        options: ConfigureTaskOptions,
-        *,
-        log_args: bool = True,
+        self, connector: BaseConnector, task_name: str, options: ConfigureTaskOptions, *, log_args: bool = True
     ) -> None:
         self.connector = connector
         self.connection = options.get("connection")
         self.task_kwargs: JSONDict = options.get("task_kwargs") or {}
         self.log_args = log_args
-        self.schedule_at, schedule_in = _when(
-            options.get("schedule_at"), options.get("schedule_in")
-        )
+        self.schedule_at, schedule_in = _when(options.get("schedule_at"), options.get("schedule_in"))
         described: dict[str, Any] = {
             "task": task_name,
             "queue": options.get("queue"),
@@ -105,9 +98,7 @@ class _Deferral:
         self.ids: list[int] = []
 
     def one(self) -> operations.Call[list[int]]:
-        return operations.defer(
-            {**self.deferrer.options, "args": self._encode(self.many_kwargs[0])}
-        )
+        return operations.defer({**self.deferrer.options, "args": self._encode(self.many_kwargs[0])})
 
     def many(self) -> operations.Call[list[int]]:
         rest = payload.encode(self.deferrer.options, what="the options")[1:]
@@ -122,9 +113,7 @@ class _Deferral:
             return
         jobs = [
             self._job(job_id, kwargs).log_context(log_args=self.deferrer.log_args)
-            for job_id, kwargs in zip(
-                self.ids or (None for _ in self.many_kwargs), self.many_kwargs, strict=True
-            )
+            for job_id, kwargs in zip(self.ids or (None for _ in self.many_kwargs), self.many_kwargs, strict=True)
         ]
         calls = ", ".join(job["call_string"] for job in jobs)
         logger.log(level, "%s: %s", message, calls, extra={"action": action, "jobs": jobs})

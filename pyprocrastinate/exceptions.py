@@ -135,9 +135,7 @@ class NoResult(ConnectorException):
 class UniqueViolation(ConnectorException):
     """A row with this key exists already."""
 
-    def __init__(
-        self, message: str | None = None, *, constraint_name: str = "", queueing_lock: str = ""
-    ) -> None:
+    def __init__(self, message: str | None = None, *, constraint_name: str = "", queueing_lock: str = "") -> None:
         super().__init__(message)
         self.constraint_name = constraint_name
         self.queueing_lock = queueing_lock
@@ -153,9 +151,7 @@ class Refused(ConnectorException):
 
     sqlstates: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, message: str | None = None, *, detail: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str | None = None, *, detail: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.detail = detail
         self.hint = hint
@@ -303,6 +299,4 @@ def _subclasses(cls: type[Refused]) -> list[type[Refused]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 
 
-REFUSALS: dict[str, type[Refused]] = {
-    sqlstate: cls for cls in _subclasses(Refused) for sqlstate in cls.sqlstates
-}
+REFUSALS: dict[str, type[Refused]] = {sqlstate: cls for cls in _subclasses(Refused) for sqlstate in cls.sqlstates}

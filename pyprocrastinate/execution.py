@@ -58,11 +58,7 @@ class Run:
     )
 
     def __init__(
-        self,
-        claim: operations.Row,
-        task: Task[..., Any, ...] | None,
-        worker_id: int,
-        fetched_at: float,
+        self, claim: operations.Row, task: Task[..., Any, ...] | None, worker_id: int, fetched_at: float
     ) -> None:
         self.claim = claim
         self.id: int = claim[0]
@@ -275,11 +271,7 @@ class Execution:
             run.error.__traceback__ = _of_user(run.error.__traceback__)
         run.conclude()
         duration = run.ended_at - run.started_at
-        self.duration = (
-            duration
-            if self.duration is None
-            else self.duration + _WEIGHT * (duration - self.duration)
-        )
+        self.duration = duration if self.duration is None else self.duration + _WEIGHT * (duration - self.duration)
         if self.running.get(run.id) is run:
             del self.running[run.id]
         self.lost.discard(run)
@@ -295,9 +287,7 @@ def _of_user(traceback: TracebackType | None) -> TracebackType | None:
     return inner or traceback
 
 
-def _call(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, BaseException | None]:
+def _call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, BaseException | None]:
     try:
         return func(*args, **kwargs), None
     except BaseException as error:  # noqa: BLE001  # a future cannot carry StopIteration

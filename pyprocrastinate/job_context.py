@@ -75,9 +75,7 @@ class JobContext:
         with operations.translated():
             operations.run(connection, self._completion(result))
 
-    async def complete_async(
-        self, connection: psycopg.AsyncConnection[Any], result: Any = None
-    ) -> None:
+    async def complete_async(self, connection: psycopg.AsyncConnection[Any], result: Any = None) -> None:
         """Do as `complete`."""
         with operations.translated():
             await operations.run_async(connection, self._completion(result))

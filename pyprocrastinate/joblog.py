@@ -88,14 +88,7 @@ class JobLog:
         """The clock's work was done: jobs rescued, schedules fired, history purged."""
         for kind, job_id, detail in events:
             level, action = _TICKS.get(kind, (logging.INFO, kind))
-            self.logger.log(
-                level,
-                "%s: job %s, %s",
-                action,
-                job_id,
-                detail,
-                extra={"action": action, "job_id": job_id},
-            )
+            self.logger.log(level, "%s: job %s, %s", action, job_id, detail, extra={"action": action, "job_id": job_id})
 
     def warn(self, run: Run, action: str, message: str, *args: Any) -> None:
         self._log(logging.WARNING, run, action, f"Job %s {message}", self._name(run), *args)
@@ -107,9 +100,7 @@ class JobLog:
     def _name(self, run: Run) -> str:
         return call_string(run.claim[2], run.id, run.kwargs if self._log_args else None)
 
-    def _log(
-        self, level: int, run: Run, action: str, message: str, *args: Any, **extra: Any
-    ) -> None:
+    def _log(self, level: int, run: Run, action: str, message: str, *args: Any, **extra: Any) -> None:
         if not self.logger.isEnabledFor(level):
             return
         error = run.error if action.startswith("job_") else None

@@ -76,9 +76,7 @@ class Job:
             context["task_kwargs"] = {}
         if self.scheduled_at:
             context["scheduled_at"] = self.scheduled_at.isoformat()
-        context["call_string"] = call_string(
-            self.task_name, self.id, self.task_kwargs if log_args else None
-        )
+        context["call_string"] = call_string(self.task_name, self.id, self.task_kwargs if log_args else None)
         return context
 
     @property
@@ -115,9 +113,5 @@ def printed(value: Any, how: Callable[[Any], str] = repr) -> str:
 
 def call_string(task_name: str, job_id: int | None, kwargs: Mapping[str, Any] | None) -> str:
     """Write a job as a call; without kwargs, three dots stand for them."""
-    shown = (
-        "..."
-        if kwargs is None
-        else ", ".join(f"{key}={printed(value)}" for key, value in kwargs.items())
-    )
+    shown = "..." if kwargs is None else ", ".join(f"{key}={printed(value)}" for key, value in kwargs.items())
     return f"{task_name}{'' if job_id is None else f'[{job_id}]'}({shown})"

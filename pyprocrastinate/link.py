@@ -73,9 +73,7 @@ class Link:
     `interrupted` is set then.
     """
 
-    def __init__(
-        self, connector: PsycopgConnector, logger: logging.Logger, patience: float
-    ) -> None:
+    def __init__(self, connector: PsycopgConnector, logger: logging.Logger, patience: float) -> None:
         self.interrupted = False
         self.round_trip = float("inf")
         self._connector = connector
@@ -115,9 +113,7 @@ class Link:
             try:
                 if self._connection is None:
                     await self.open()
-                    self._logger.info(
-                        "Connected to the database again", extra={"action": "reconnected"}
-                    )
+                    self._logger.info("Connected to the database again", extra={"action": "reconnected"})
                 return await self._attempt(call)
             except (psycopg.Error, TimeoutError) as error:
                 if not await self._recover(error):
@@ -125,9 +121,7 @@ class Link:
                 if self.expired:
                     raise Unreachable(str(error)) from error
                 self._logger.warning(
-                    "The database does not answer: %s",
-                    error,
-                    extra={"action": "database_error", "attempt": attempt},
+                    "The database does not answer: %s", error, extra={"action": "database_error", "attempt": attempt}
                 )
             await self._pause(backoff(attempt))
             attempt += 1

@@ -63,10 +63,7 @@ class JobManager:
         return await self.connector.run_async(call, connection)
 
     def retry_job_by_id(
-        self,
-        job_id: int,
-        retry_at: datetime.datetime | None = None,
-        **options: Unpack[RetryOptions],
+        self, job_id: int, retry_at: datetime.datetime | None = None, **options: Unpack[RetryOptions]
     ) -> None:
         """
         Run a job again that has ended; a running one is taken from its worker.
@@ -74,15 +71,10 @@ class JobManager:
         Raises JobNotFound, WrongJobState for a waiting job, and UniqueViolation where its queueing
         lock is taken.
         """
-        _found(
-            self.connector.run(operations.retry(job_id, schedule_at=retry_at, **options)), job_id
-        )
+        _found(self.connector.run(operations.retry(job_id, schedule_at=retry_at, **options)), job_id)
 
     async def retry_job_by_id_async(
-        self,
-        job_id: int,
-        retry_at: datetime.datetime | None = None,
-        **options: Unpack[RetryOptions],
+        self, job_id: int, retry_at: datetime.datetime | None = None, **options: Unpack[RetryOptions]
     ) -> None:
         """Do as `retry_job_by_id`."""
         call = operations.retry(job_id, schedule_at=retry_at, **options)
@@ -102,9 +94,7 @@ class JobManager:
 
     async def list_jobs_async(self, **filters: Unpack[JobFilters]) -> Iterable[Job]:
         """Do as `list_jobs`."""
-        return await self.connector.run_async(
-            operations.list_jobs(self.connector.json_loads, **filters)
-        )
+        return await self.connector.run_async(operations.list_jobs(self.connector.json_loads, **filters))
 
 
 def _found(found: bool, job_id: int) -> None:

@@ -59,9 +59,7 @@ def run(connection: psycopg.Connection[Any], call: Call[T], *, binary: bool = Fa
         return call.read(cursor.execute(*call.statement()).fetchall())
 
 
-async def run_async(
-    connection: psycopg.AsyncConnection[Any], call: Call[T], *, binary: bool = False
-) -> T:
+async def run_async(connection: psycopg.AsyncConnection[Any], call: Call[T], *, binary: bool = False) -> T:
     """Carry out a call; raises what psycopg raises."""
     async with connection.cursor(binary=binary, row_factory=tuple_row) as cursor:
         await cursor.execute(*call.statement())
@@ -125,11 +123,7 @@ def defer_many(jobs: str) -> Call[list[int]]:
 
 
 def cancel(job_id: int, *, abort: bool, delete: bool) -> Call[bool]:
-    return Call(
-        "cancel",
-        {"job_id": job_id, "abort": abort, "delete": delete},
-        lambda rows: rows[0][0] is not None,
-    )
+    return Call("cancel", {"job_id": job_id, "abort": abort, "delete": delete}, lambda rows: rows[0][0] is not None)
 
 
 def retry(
@@ -155,10 +149,7 @@ def job_status(job_id: int) -> Call[Status]:
 
 def list_jobs(loads: JsonLoads, **filters: Any) -> Call[list[Job]]:
     return Call(
-        "jobs",
-        _given(**filters),
-        lambda rows: [Job.from_row(row, loads) for row in rows],
-        view=tuple(VIEW_COLUMNS),
+        "jobs", _given(**filters), lambda rows: [Job.from_row(row, loads) for row in rows], view=tuple(VIEW_COLUMNS)
     )
 
 
@@ -173,9 +164,7 @@ def protocol() -> Call[tuple[int, int]]:
 # What a worker says. Arrays go as text: that is an order of magnitude cheaper than a list.
 
 
-def register(
-    *, name: str, queues: Sequence[str] | None, protocol: int, stalled_after: float, **json: str
-) -> Call[int]:
+def register(*, name: str, queues: Sequence[str] | None, protocol: int, stalled_after: float, **json: str) -> Call[int]:
     args = {
         "name": name,
         "queues": None if queues is None else list(queues),
@@ -225,9 +214,7 @@ class Work:
     scan_next: Sequence[int] | None
 
 
-def work(
-    worker_id: int, outcomes: Outcomes, *, capacity: int, extra: int, scan: Sequence[int] | None
-) -> Call[Work]:
+def work(worker_id: int, outcomes: Outcomes, *, capacity: int, extra: int, scan: Sequence[int] | None) -> Call[Work]:
     """Finish what ended and fetch what fits, in one round trip."""
     args = {
         "worker_id": worker_id,

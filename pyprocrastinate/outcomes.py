@@ -21,9 +21,7 @@ _REASONS = {AbortReason.USER_REQUEST: "user", AbortReason.SHUTDOWN: "shutdown"}
 class Describer:
     """Describes outcomes for one worker."""
 
-    def __init__(
-        self, delete_jobs: DeleteJobCondition, dumps: payload.JsonDumps, logger: logging.Logger
-    ) -> None:
+    def __init__(self, delete_jobs: DeleteJobCondition, dumps: payload.JsonDumps, logger: logging.Logger) -> None:
         self._keep_success = delete_jobs is DeleteJobCondition.NEVER
         self._keep_others = delete_jobs is not DeleteJobCondition.ALWAYS
         self._dumps = dumps

@@ -25,9 +25,7 @@ _ELLIPSIS = "[...]\n"
 
 # Every escape is consumed whole, so that an escaped backslash before "u0000" is not mistaken for
 # one.
-_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<bad>u0000|u[dD][89a-fA-F]..)|.)", re.DOTALL
-)
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<bad>u0000|u[dD][89a-fA-F]..)|.)", re.DOTALL)
 _MAYBE_BAD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
@@ -53,8 +51,7 @@ def encode(value: Any, dumps: JsonDumps = dumps, what: str = "args") -> str:
         raise exceptions.ArgsTooDeep(f"{what} are nested too deep") from None
     except ValueError:
         raise exceptions.InvalidText(
-            f"{what} cannot be written as JSON",
-            detail="They hold NaN, infinity, an endless number or themselves.",
+            f"{what} cannot be written as JSON", detail="They hold NaN, infinity, an endless number or themselves."
         ) from None
     bad = _MAYBE_BAD.search(text) and any(match["bad"] for match in _ESCAPE.finditer(text))
     if bad or not _encodable(text):
@@ -115,9 +112,7 @@ def qualified(cls: type) -> str:
     """
     Return the name by which a retry policy knows a class: built-in ones go by their bare name.
     """
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def clip(text: str, size: int, *, tail: bool = False) -> str:

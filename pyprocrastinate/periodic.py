@@ -56,11 +56,7 @@ class PeriodicRegistry:
         self.periodic_tasks: dict[tuple[str, str], PeriodicTask] = {}
 
     def periodic_decorator(
-        self,
-        cron: str,
-        periodic_id: str,
-        timezone: str,
-        **configure_kwargs: Unpack[ConfigureTaskOptions],
+        self, cron: str, periodic_id: str, timezone: str, **configure_kwargs: Unpack[ConfigureTaskOptions]
     ) -> Callable[[Task[P, R, Concatenate[int, D]]], Task[P, R, D]]:
         """
         Return a decorator that registers the task, which it calls with the scheduled time as
@@ -124,8 +120,7 @@ def comparison(periodic: PeriodicTask, at: datetime.datetime) -> list[operations
     """
     others = readings(periodic.cron)
     return [
-        operations.cron_next(expression, at, periodic.timezone)
-        for expression in (others and [periodic.cron, *others])
+        operations.cron_next(expression, at, periodic.timezone) for expression in (others and [periodic.cron, *others])
     ]
 
 

@@ -131,9 +131,7 @@ class Pulse:
                         extra={"action": "update_heartbeats_error"},
                     )
             except Exception:
-                self._logger.exception(
-                    "The thread for heartbeats failed", extra={"action": "update_heartbeats_error"}
-                )
+                self._logger.exception("The thread for heartbeats failed", extra={"action": "update_heartbeats_error"})
             self._stopping.wait(backoff(attempt))
             attempt += 1
 

@@ -66,11 +66,7 @@ class BaseRetryStrategy:
         missing = type(self).get_schedule_in is BaseRetryStrategy.get_schedule_in
         if missing:
             raise NotImplementedError(f"{type(self).__name__} has no get_retry_decision")
-        warnings.warn(
-            "get_schedule_in is deprecated: define get_retry_decision",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warnings.warn("get_schedule_in is deprecated: define get_retry_decision", DeprecationWarning, stacklevel=2)
         seconds = self.get_schedule_in(exception=exception, attempts=job.attempts)
         return None if seconds is None else RetryDecision(retry_in={"seconds": seconds})
 

@@ -12,6 +12,7 @@ import asyncio
 import datetime
 import json
 import os
+import random
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -44,9 +45,9 @@ _AHEAD_SECONDS = 0.1
 _AHEAD_JOBS = 400
 _AHEAD_LIES = 0.5
 # How long a worker with nothing left to run goes on telling a database that does not answer.
-_PARTING_SECONDS = 5.0
+_PARTING_SECONDS = 3.0
 _RESEND_SECONDS = 0.2
-_RECONCILE_AGAIN_SECONDS = 10.0
+_DUE_JITTER = 0.01
 NOT_REGISTERED = "JQ004"
 
 
@@ -62,9 +63,7 @@ class Shift:
         self.worker_id: int | None = None
         self.logger = worker.logger
         self._loop = asyncio.get_running_loop()
-        self._log = JobLog(
-            worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args
-        )
+        self._log = JobLog(worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args)
         self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
         self._pulse = Pulse(
             worker.connector,
@@ -76,11 +75,7 @@ class Shift:
             abort_interval=worker.abort_job_polling_interval,
         )
         self._execution = Execution(
-            worker.concurrency,
-            worker.connector.json_loads,
-            self._make_context,
-            self._log.started,
-            self._ended,
+            worker.concurrency, worker.connector.json_loads, self._make_context, self._log.started, self._ended
         )
         self._describer = Describer(worker.delete_jobs, worker.connector.json_dumps, worker.logger)
         self._outbox: list[Run] = []
@@ -147,15 +142,8 @@ class Shift:
     async def _register(self) -> None:
         app = self.worker.app
         max_delay = app.periodic_defaults.get("max_delay", periodic.DEFAULT_MAX_DELAY)
-        schedules = [
-            schedule.as_schedule(max_delay)
-            for schedule in app.periodic_registry.periodic_tasks.values()
-        ]
-        info = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "concurrency": self.worker.concurrency,
-        }
+        schedules = [schedule.as_schedule(max_delay) for schedule in app.periodic_registry.periodic_tasks.values()]
+        info = {"host": socket.gethostname(), "pid": os.getpid(), "concurrency": self.worker.concurrency}
         sent_at = monotonic()
         self.worker_id = await self._link.call(
             operations.register(
@@ -176,11 +164,7 @@ class Shift:
             "Started worker %s on %s",
             self.worker_id,
             "all queues" if self.worker.queues is None else ", ".join(self.worker.queues),
-            extra={
-                "action": "start_worker",
-                "worker_id": self.worker_id,
-                "queues": self.worker.queues,
-            },
+            extra={"action": "start_worker", "worker_id": self.worker_id, "queues": self.worker.queues},
         )
 
     async def _leave(self) -> None:
@@ -237,9 +221,7 @@ class Shift:
                 verdicts = await self._link.call(operations.finish(worker_id or 0, outcomes))
                 claims: Sequence[operations.Row] = ()
             else:
-                call = operations.work(
-                    worker_id, outcomes, capacity=capacity, extra=self._ahead(), scan=self._scan
-                )
+                call = operations.work(worker_id, outcomes, capacity=capacity, extra=self._ahead(), scan=self._scan)
                 work = await self._link.call(call)
                 claims, verdicts, self._scan = work.claims, work.verdicts, work.scan_next
         except Unreachable:
@@ -324,7 +306,8 @@ class Shift:
         if self._looks < len(_LOOKS):
             pause = min(pause, _LOOKS[self._looks])
         if due_in is not None and due_in > 0:
-            pause = min(pause, due_in)
+            # Not all workers at the same instant, and not always the same one first.
+            pause = min(pause, due_in + random.uniform(0, _DUE_JITTER))  # noqa: S311
         self._look_at = monotonic() + pause
         # What looks ready may be behind a lock that another worker holds.
         in_vain = not ready or self._looks > 0
@@ -357,9 +340,7 @@ class Shift:
                 case {"verdict": "refused", "sqlstate": sqlstate} as verdict:
                     self._resend(run, sqlstate, verdict.get("message"))
                 case {"verdict": "stale"}:
-                    self._log.warn(
-                        run, "job_stale", "was given to another worker; its outcome does not count"
-                    )
+                    self._log.warn(run, "job_stale", "was given to another worker; its outcome does not count")
                 case verdict:
                     self._log.ended(run, verdict.get("status"), verdict.get("retry_at"))
 
@@ -370,9 +351,7 @@ class Shift:
                 self._loop.call_later(_RESEND_SECONDS, self._send_again, run)
         elif not run.refused:
             run.refused = True
-            error = exceptions.ConnectorException(
-                f"the outcome was refused: {message} ({sqlstate})"
-            )
+            error = exceptions.ConnectorException(f"the outcome was refused: {message} ({sqlstate})")
             self._describer.describe_failure(run, error)
             self._outbox.append(run)
         else:
@@ -400,9 +379,7 @@ class Shift:
             return
         self._stopping = True
         self.logger.info(
-            "Stopping worker; %s jobs are running",
-            len(self._execution.running),
-            extra={"action": "stopping_worker"},
+            "Stopping worker; %s jobs are running", len(self._execution.running), extra={"action": "stopping_worker"}
         )
         if (seconds := self.worker.shutdown_graceful_timeout) is not None:
             self._timers["stop"] = self._loop.call_later(seconds, self.abort_running)
@@ -414,9 +391,7 @@ class Shift:
             self._link.limit(_PARTING_SECONDS)
 
     def _fail(self, error: psycopg.Error) -> None:
-        self.logger.error(
-            "The database refuses the worker: %s", error, extra={"action": "worker_error"}
-        )
+        self.logger.error("The database refuses the worker: %s", error, extra={"action": "worker_error"})
         self._failure = error
         self._on_stop()
 
@@ -472,7 +447,7 @@ class Shift:
             self._log.abort_requested(run)
 
     def _on_wake(self) -> None:
-        self._hungry, self._looks = True, 0
+        self._hungry, self._looks, self._look_at = True, 0, 0.0
         self._woken.set()
 
     def _on_tick(self, events: list[operations.Row]) -> None:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from pyprocrastinate.jobs import DeleteJobCondition
     from pyprocrastinate.retry import RetryValue
 
-JSONValue: TypeAlias = (
-    "str | int | float | bool | list[JSONValue] | tuple[JSONValue, ...] | JSONDict | None"
-)
+JSONValue: TypeAlias = "str | int | float | bool | list[JSONValue] | tuple[JSONValue, ...] | JSONDict | None"
 JSONDict: TypeAlias = "dict[str, JSONValue]"
 
 

@@ -70,9 +70,7 @@ class Worker:
         if concurrency < 1:
             raise ValueError("concurrency must be at least 1")
         if not 0 < update_heartbeat_interval <= stalled_worker_timeout / 2:
-            raise ValueError(
-                "update_heartbeat_interval must be at most half of stalled_worker_timeout"
-            )
+            raise ValueError("update_heartbeat_interval must be at most half of stalled_worker_timeout")
         if not isinstance(app.connector, PsycopgConnector):
             raise exceptions.SyncConnectorConfigurationError
         self.app = app
@@ -126,11 +124,7 @@ class Worker:
         running tasks to stop.
         """
         shift = self._shift = Shift(self)
-        signals = (
-            stop_on_signals(self.stop, self.logger)
-            if self.install_signal_handlers
-            else nullcontext()
-        )
+        signals = stop_on_signals(self.stop, self.logger) if self.install_signal_handlers else nullcontext()
         try:
             with signals:
                 if self._stop_requested:
@@ -155,7 +149,5 @@ class Worker:
                 shift.abort_running()
         if error := work.exception():
             self.logger.error(
-                "The worker failed while it stopped",
-                exc_info=error,
-                extra={"action": "stop_worker_error"},
+                "The worker failed while it stopped", exc_info=error, extra={"action": "stop_worker_error"}
             )

@@ -94,9 +94,7 @@ def status(conn: psycopg.Connection[Any]) -> Callable[[int], str | None]:
     """Return a function that tells the status of a job."""
 
     def status(job_id: int) -> str | None:
-        row = conn.execute(
-            "select status from procrastinate.jobs where id = %s", [job_id]
-        ).fetchone()
+        row = conn.execute("select status from procrastinate.jobs where id = %s", [job_id]).fetchone()
         return row[0] if row else None
 
     return status
@@ -108,9 +106,7 @@ def job(conn: psycopg.Connection[Any]) -> Callable[[int], dict[str, Any]]:
 
     def job(job_id: int) -> dict[str, Any]:
         with conn.cursor(row_factory=psycopg.rows.dict_row) as cursor:
-            row = cursor.execute(
-                "select * from procrastinate.jobs where id = %s", [job_id]
-            ).fetchone()
+            row = cursor.execute("select * from procrastinate.jobs where id = %s", [job_id]).fetchone()
         assert row
         return row
 
@@ -122,9 +118,7 @@ def events(conn: psycopg.Connection[Any]) -> Callable[[int], list[str]]:
     """Return a function that tells a job's story."""
 
     def events(job_id: int) -> list[str]:
-        rows = conn.execute(
-            "select type from procrastinate.events where job_id = %s order by at, id desc", [job_id]
-        )
+        rows = conn.execute("select type from procrastinate.events where job_id = %s order by at, id desc", [job_id])
         return [row[0] for row in rows]
 
     return events

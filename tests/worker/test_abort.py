@@ -42,9 +42,7 @@ async def test_a_coroutine_is_cancelled(
 
 
 @HOW
-async def test_a_function_is_told(
-    app: App, working: Any, until: Any, status: Status, how: dict[str, Any]
-) -> None:
+async def test_a_function_is_told(app: App, working: Any, until: Any, status: Status, how: dict[str, Any]) -> None:
     reasons: list[Any] = []
     pause = threading.Event()
 
@@ -63,9 +61,7 @@ async def test_a_function_is_told(
     assert reasons == [AbortReason.USER_REQUEST]
 
 
-async def test_a_coroutine_that_goes_on_has_succeeded(
-    app: App, working: Any, until: Any, status: Status
-) -> None:
+async def test_a_coroutine_that_goes_on_has_succeeded(app: App, working: Any, until: Any, status: Status) -> None:
     @app.task
     async def task() -> None:
         try:

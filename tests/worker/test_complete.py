@@ -53,12 +53,7 @@ async def test_the_writes_and_the_end_commit_together(
     job_id = await app.configure_task(kind).defer_async()
     await drain(app)
     row = job(job_id)
-    assert (row["status"], row["result"], row["attempts"], ledger()) == (
-        "succeeded",
-        {"rows": 1},
-        1,
-        1,
-    )
+    assert (row["status"], row["result"], row["attempts"], ledger()) == ("succeeded", {"rows": 1}, 1, 1)
 
 
 async def test_a_rollback_takes_the_end_back_too(

@@ -143,12 +143,7 @@ async def test_jobs_whose_fetch_was_never_answered_are_run(
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_outcomes_whose_arrival_was_never_confirmed_count_once(
-    app: App,
-    working: Any,
-    until: Any,
-    job: Callable[[int], dict[str, Any]],
-    answers: Answers,
-    fails: bool,
+    app: App, working: Any, until: Any, job: Callable[[int], dict[str, Any]], answers: Answers, fails: bool
 ) -> None:
     runs = 0
 
@@ -160,8 +155,7 @@ async def test_outcomes_whose_arrival_was_never_confirmed_count_once(
             raise ValueError
 
     answers.lose_next = lambda call, _: (
-        call.source == "work_v1"
-        and (call.args["succeeded"] != "{}" or call.args["outcomes"] != "[]")
+        call.source == "work_v1" and (call.args["succeeded"] != "{}" or call.args["outcomes"] != "[]")
     )
     job_id = await task.defer_async()
     async with working():
@@ -172,10 +166,7 @@ async def test_outcomes_whose_arrival_was_never_confirmed_count_once(
 
 
 async def test_a_bad_outcome_does_not_hurt_the_others(
-    app: App,
-    status: Status,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    app: App, status: Status, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = Describer.describe
 
@@ -221,12 +212,7 @@ async def test_a_blocked_event_loop_does_not_cost_the_worker_its_jobs(
 
 
 async def test_cut_off_for_too_long_it_stops_its_own_tasks(
-    app: App,
-    working: Any,
-    until: Any,
-    events: Events,
-    status: Status,
-    monkeypatch: pytest.MonkeyPatch,
+    app: App, working: Any, until: Any, events: Events, status: Status, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
     cut_off = False
@@ -341,9 +327,7 @@ async def test_what_a_frozen_worker_says_later_does_not_count(
 async def test_a_refusal_for_good_ends_the_worker_with_an_error(
     app: App, conn: psycopg.Connection[Any], until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = app.make_worker(
-        install_signal_handlers=False, listen_notify=False, fetch_job_polling_interval=0.1
-    )
+    worker = app.make_worker(install_signal_handlers=False, listen_notify=False, fetch_job_polling_interval=0.1)
     run = asyncio.create_task(worker.run())
     await until(lambda: worker.worker_id)
     caplog.set_level(logging.CRITICAL)

@@ -13,12 +13,7 @@ import psycopg
 import pytest
 
 from pyprocrastinate import App
-from pyprocrastinate.exceptions import (
-    ArgsTooDeep,
-    ArgsTooLarge,
-    InvalidText,
-    TimeOutOfRange,
-)
+from pyprocrastinate.exceptions import ArgsTooDeep, ArgsTooLarge, InvalidText, TimeOutOfRange
 
 # What the schema's own checks keep out is put in place by its owner, past them.
 DIRECT = """
@@ -62,9 +57,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("door", ["sql", "owner"])
-async def test_args_that_cannot_be_used(
-    app: App, ran: list[Any], conn: psycopg.Connection[Any], door: str
-) -> None:
+async def test_args_that_cannot_be_used(app: App, ran: list[Any], conn: psycopg.Connection[Any], door: str) -> None:
     expected = {}
     for args, error in UNUSABLE.items():
         if door == "owner":
@@ -78,26 +71,20 @@ async def test_args_that_cannot_be_used(
             expected[bad] = ("failed", error)
     await run_with_a_healthy_one_behind(app, ran)
     assert len(ran) == 1
-    rows = conn.execute(
-        "select id, status, error_class from procrastinate.jobs where status = 'failed'"
-    )
+    rows = conn.execute("select id, status, error_class from procrastinate.jobs where status = 'failed'")
     assert {row[0]: row[1:] for row in rows} == expected
     listed = await app.job_manager.list_jobs_async(status="failed")
     assert [job.id for job in listed] == sorted(expected)
 
 
-async def test_times_that_python_cannot_hold(
-    app: App, ran: list[Any], conn: psycopg.Connection[Any]
-) -> None:
+async def test_times_that_python_cannot_hold(app: App, ran: list[Any], conn: psycopg.Connection[Any]) -> None:
     for time in ("infinity", "-infinity", "20000-01-01", "4000-01-01 BC"):
         conn.execute(DIRECT, ["{}", time, None])
     await run_with_a_healthy_one_behind(app, ran)
     assert len(ran) == 5
 
 
-async def test_headers_that_cannot_be_decoded(
-    app: App, ran: list[Any], conn: psycopg.Connection[Any]
-) -> None:
+async def test_headers_that_cannot_be_decoded(app: App, ran: list[Any], conn: psycopg.Connection[Any]) -> None:
     conn.execute(DIRECT, ["{}", "2020-01-01", nested(5000)])
     await run_with_a_healthy_one_behind(app, ran)
     assert len(ran) == 1

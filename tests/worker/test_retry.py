@@ -9,12 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyprocrastinate import (
-    App,
-    BaseRetryStrategy,
-    RetryDecision,
-    RetryStrategy,
-)
+from pyprocrastinate import App, BaseRetryStrategy, RetryDecision, RetryStrategy
 from pyprocrastinate.exceptions import JobRetry
 from pyprocrastinate.jobs import Job
 
@@ -28,9 +23,7 @@ def a_job(attempts: int) -> Job:
 
 
 @pytest.mark.parametrize(("retry", "runs"), [(False, 1), (0, 1), (1, 2), (3, 4)])
-async def test_a_number_of_retries(
-    app: App, job: Callable[[int], dict[str, Any]], retry: Any, runs: int
-) -> None:
+async def test_a_number_of_retries(app: App, job: Callable[[int], dict[str, Any]], retry: Any, runs: int) -> None:
     @app.task(retry=retry)
     async def fail() -> None:
         raise ValueError("no")
@@ -42,9 +35,7 @@ async def test_a_number_of_retries(
     assert (row["error_class"], row["error_message"]) == ("ValueError", "no")
 
 
-async def test_true_retries_at_once_and_without_end(
-    app: App, job: Callable[[int], dict[str, Any]]
-) -> None:
+async def test_true_retries_at_once_and_without_end(app: App, job: Callable[[int], dict[str, Any]]) -> None:
     runs = 0
 
     @app.task(retry=True)
@@ -59,9 +50,7 @@ async def test_true_retries_at_once_and_without_end(
     assert (job(job_id)["status"], runs) == ("succeeded", 20)
 
 
-async def test_only_final_failures_are_logged_as_errors(
-    app: App, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_only_final_failures_are_logged_as_errors(app: App, caplog: pytest.LogCaptureFixture) -> None:
     @app.task(retry=1)
     async def fail() -> None:
         raise ValueError("no")
@@ -147,9 +136,7 @@ class Custom(BaseRetryStrategy):
 
 
 class TestStrategiesOfTheUsersOwn:
-    async def test_decides_when_and_where(
-        self, app: App, job: Callable[[int], dict[str, Any]]
-    ) -> None:
+    async def test_decides_when_and_where(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         at = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
         strategy = Custom(RetryDecision(retry_at=at, priority=7, queue="other", lock="new"))
 
@@ -215,9 +202,7 @@ class TestStrategiesOfTheUsersOwn:
         await app.run_worker_async(wait=False, concurrency=3, install_signal_handlers=False)
         assert [job(each)["status"] for each in ids] == ["succeeded", "failed", "succeeded"]
 
-    async def test_the_older_method_still_works(
-        self, app: App, job: Callable[[int], dict[str, Any]]
-    ) -> None:
+    async def test_the_older_method_still_works(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         class Older(BaseRetryStrategy):
             def get_schedule_in(self, *, exception: BaseException, attempts: int) -> int | None:
                 return 3600 if attempts == 0 else None
@@ -232,9 +217,7 @@ class TestStrategiesOfTheUsersOwn:
         with pytest.raises(NotImplementedError):
             BaseRetryStrategy().get_retry_decision(exception=ValueError(), job=a_job(0))
 
-    async def test_a_task_may_raise_its_own_retry(
-        self, app: App, job: Callable[[int], dict[str, Any]]
-    ) -> None:
+    async def test_a_task_may_raise_its_own_retry(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         @app.task
         async def again() -> None:
             raise JobRetry(RetryDecision(retry_in={"seconds": 0}, priority=5))
@@ -278,9 +261,7 @@ def test_when_a_strategy_gives_up() -> None:
     assert strategy.get_retry_decision(exception=KeyError(), job=a_job(2))
     assert strategy.get_retry_decision(exception=KeyError(), job=a_job(3)) is None
     assert strategy.get_retry_decision(exception=ValueError(), job=a_job(0)) is None
-    late = RetryStrategy(exponential_wait=1000).get_retry_decision(
-        exception=ValueError(), job=a_job(2000)
-    )
+    late = RetryStrategy(exponential_wait=1000).get_retry_decision(exception=ValueError(), job=a_job(2000))
     assert late
     assert late.retry_at
     assert late.retry_at.year == 9999

@@ -48,12 +48,7 @@ async def test_the_context_tells_about_the_job(app: App) -> None:
     await drain(app, name="bob", queues=["q", "default"], additional_context={"shared": True})
     first, second = seen
     job = first.job
-    assert (job.id, job.status, job.task_name, job.task_kwargs) == (
-        ids[0],
-        "doing",
-        "look",
-        {"x": 1},
-    )
+    assert (job.id, job.status, job.task_name, job.task_kwargs) == (ids[0], "doing", "look", {"x": 1})
     assert (job.queue, job.priority, job.lock, job.queueing_lock) == ("q", 3, "l", None)
     assert (job.attempts, job.call_string) == (0, f"look[{ids[0]}](x=1)")
     assert (first.worker_name, first.queues_display) == ("bob", "queues q, default")
@@ -66,9 +61,7 @@ async def test_the_context_tells_about_the_job(app: App) -> None:
     assert second.additional_context == {"shared": True, "mine": 2}
 
 
-async def test_what_a_function_returns_is_awaited_if_it_can_be(
-    app: App, status: Callable[[int], str]
-) -> None:
+async def test_what_a_function_returns_is_awaited_if_it_can_be(app: App, status: Callable[[int], str]) -> None:
     threads: list[threading.Thread] = []
 
     async def finish() -> None:
@@ -185,9 +178,7 @@ async def test_an_exception_that_cannot_even_be_printed_fails_its_job(
 
 
 class TestResults:
-    async def test_is_stored_only_if_the_task_says_so(
-        self, app: App, job: Callable[[int], dict[str, Any]]
-    ) -> None:
+    async def test_is_stored_only_if_the_task_says_so(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         @app.task(store_result=True)
         async def stores() -> Any:
             return {"a": [1, None]}
@@ -252,16 +243,9 @@ class TestUnknownTasks:
 
 
 @pytest.mark.parametrize(
-    ("delete_jobs", "left"),
-    [
-        ("never", {"good", "bad"}),
-        ("successful", {"bad"}),
-        ("always", set()),
-    ],
+    ("delete_jobs", "left"), [("never", {"good", "bad"}), ("successful", {"bad"}), ("always", set())]
 )
-async def test_finished_jobs_are_deleted_as_the_worker_is_told(
-    app: App, delete_jobs: str, left: set[str]
-) -> None:
+async def test_finished_jobs_are_deleted_as_the_worker_is_told(app: App, delete_jobs: str, left: set[str]) -> None:
     @app.task(name="good")
     async def good() -> None: ...
 
@@ -300,9 +284,7 @@ async def test_context_variables_of_one_job_are_not_seen_by_another(app: App) ->
 
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
 @pytest.mark.parametrize("prefetch", [True, False])
-async def test_never_more_tasks_run_than_the_concurrency(
-    app: App, kind: str, prefetch: bool
-) -> None:
+async def test_never_more_tasks_run_than_the_concurrency(app: App, kind: str, prefetch: bool) -> None:
     running = most = count = 0
     guard = threading.Lock()
 
@@ -342,9 +324,7 @@ async def test_functions_run_side_by_side(app: App) -> None:
     assert all(job.status == "succeeded" for job in await app.job_manager.list_jobs_async())
 
 
-async def test_slots_are_filled_again_while_others_are_taken(
-    app: App, working: Any, until: Any
-) -> None:
+async def test_slots_are_filled_again_while_others_are_taken(app: App, working: Any, until: Any) -> None:
     release = asyncio.Event()
     done: list[int] = []
 
@@ -378,9 +358,7 @@ async def test_higher_priority_runs_first(app: App) -> None:
 
 
 class TestWithoutWaiting:
-    async def test_runs_retries_that_are_due(
-        self, app: App, job: Callable[[int], dict[str, Any]]
-    ) -> None:
+    async def test_runs_retries_that_are_due(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         @app.task(retry=2, pass_context=True)
         async def third_time_lucky(context: JobContext) -> None:
             if context.job.attempts < 2:

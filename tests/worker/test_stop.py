@@ -27,17 +27,13 @@ def starting(app: App) -> Callable[..., Any]:
     """Return a function that starts a worker whose end is up to the test."""
 
     def starting(**options: Any) -> Any:
-        worker = app.make_worker(
-            **{"install_signal_handlers": False, "fetch_job_polling_interval": 30.0, **options}
-        )
+        worker = app.make_worker(**{"install_signal_handlers": False, "fetch_job_polling_interval": 30.0, **options})
         return worker, asyncio.create_task(worker.run())
 
     return starting
 
 
-async def test_running_jobs_end_first_and_no_other_begins(
-    app: App, starting: Any, until: Any, status: Status
-) -> None:
+async def test_running_jobs_end_first_and_no_other_begins(app: App, starting: Any, until: Any, status: Status) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     @app.task
@@ -57,9 +53,7 @@ async def test_running_jobs_end_first_and_no_other_begins(
     assert (status(first), status(second)) == ("succeeded", "todo")
 
 
-async def test_an_idle_worker_stops_at_once(
-    starting: Any, until: Any, conn: psycopg.Connection[Any]
-) -> None:
+async def test_an_idle_worker_stops_at_once(starting: Any, until: Any, conn: psycopg.Connection[Any]) -> None:
     worker, run = starting()
     await until(lambda: worker.worker_id)
     count = "select count(*) from procrastinate.workers"
@@ -92,9 +86,7 @@ async def test_a_task_may_stop_its_worker(app: App, status: Status) -> None:
     assert [status(each) for each in ids] == ["succeeded"] + ["todo"] * 299
 
 
-async def test_cancelling_is_a_graceful_stop(
-    app: App, starting: Any, until: Any, status: Status
-) -> None:
+async def test_cancelling_is_a_graceful_stop(app: App, starting: Any, until: Any, status: Status) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     @app.task
@@ -113,9 +105,7 @@ async def test_cancelling_is_a_graceful_stop(
     assert status(job_id) == "succeeded"
 
 
-async def test_cancelling_again_asks_the_tasks_to_stop(
-    app: App, starting: Any, until: Any, status: Status
-) -> None:
+async def test_cancelling_again_asks_the_tasks_to_stop(app: App, starting: Any, until: Any, status: Status) -> None:
     begun = asyncio.Event()
 
     @app.task
@@ -172,9 +162,7 @@ async def test_after_the_graceful_timeout_tasks_are_asked_to_stop(
     assert reasons == [AbortReason.SHUTDOWN]
 
 
-async def test_requests_to_abort_are_heeded_while_it_stops(
-    app: App, starting: Any, until: Any, status: Status
-) -> None:
+async def test_requests_to_abort_are_heeded_while_it_stops(app: App, starting: Any, until: Any, status: Status) -> None:
     begun = asyncio.Event()
 
     @app.task
@@ -230,9 +218,7 @@ async def test_schedules_and_rescues_go_on_while_it_stops(
     worker, run = starting(queues=["mine"], update_heartbeat_interval=0.2)
     await asyncio.wait_for(begun.wait(), SOON)
     worker.stop()
-    (dead,) = conn.execute(
-        "select procrastinate.register_worker_v1('dead', stalled_after => '1 second')"
-    ).fetchone()
+    (dead,) = conn.execute("select procrastinate.register_worker_v1('dead', stalled_after => '1 second')").fetchone()
     (lost,) = conn.execute("select procrastinate.defer('any')").fetchone()
     conn.execute("select * from procrastinate.fetch_v1(%s)", [dead])
     assert status(lost) == "doing"
@@ -265,9 +251,7 @@ def defer(conn: psycopg.Connection[Any]) -> Callable[[str], int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_lets_jobs_end(
-    program: Any, defer: Callable[[str], int], status: Status, number: int
-) -> None:
+def test_one_signal_lets_jobs_end(program: Any, defer: Callable[[str], int], status: Status, number: int) -> None:
     job_id = defer("task")
     worker = program(PROGRAM.format(body="await asyncio.sleep(0.5)", options=""))
     worker.expect("begun")
@@ -346,9 +330,7 @@ class TestWithoutADatabase:
             worker = program(PROGRAM.format(body="pass", options=""), dsn=dsn)
             worker.expect("ended")
             with psycopg.connect(dsn, autocommit=True) as conn:
-                while conn.execute(
-                    "select from procrastinate.jobs where status = 'doing'"
-                ).rowcount:
+                while conn.execute("select from procrastinate.jobs where status = 'doing'").rowcount:
                     pass
             server.stop()
             worker.signal(signal.SIGTERM)

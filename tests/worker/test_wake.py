@@ -24,17 +24,13 @@ def idle(conn: psycopg.Connection[Any], until: Any) -> Callable[[], Any]:
     """
 
     async def idle() -> None:
-        await until(
-            lambda: conn.execute("select from procrastinate.workers where idle").rowcount == 1
-        )
+        await until(lambda: conn.execute("select from procrastinate.workers where idle").rowcount == 1)
         await asyncio.sleep(1.2)
 
     return idle
 
 
-async def test_a_notification_wakes_it(
-    app: App, working: Any, until: Any, idle: Any, status: Status
-) -> None:
+async def test_a_notification_wakes_it(app: App, working: Any, until: Any, idle: Any, status: Status) -> None:
     @app.task(queue="Größe " * 15)
     async def task() -> None: ...
 
@@ -46,9 +42,7 @@ async def test_a_notification_wakes_it(
         assert time.monotonic() - began < 5  # of 30
 
 
-async def test_without_notifications_it_polls(
-    app: App, working: Any, until: Any, idle: Any, status: Status
-) -> None:
+async def test_without_notifications_it_polls(app: App, working: Any, until: Any, idle: Any, status: Status) -> None:
     @app.task
     async def task() -> None: ...
 
@@ -58,13 +52,16 @@ async def test_without_notifications_it_polls(
         await until(lambda: status(job_id) == "succeeded")
 
 
+@pytest.mark.parametrize("asleep", [True, False])
 async def test_a_job_that_becomes_due_starts_then(
-    app: App, working: Any, until: Any, idle: Any, job: Callable[[int], dict[str, Any]]
+    app: App, working: Any, until: Any, idle: Any, job: Callable[[int], dict[str, Any]], asleep: bool
 ) -> None:
     @app.task
     async def task() -> None: ...
 
-    async with working(listen_notify=False):
+    async with working(listen_notify=asleep):
+        if asleep:
+            await idle()
         job_id = await task.configure(schedule_in={"seconds": 2}).defer_async()
         await until(lambda: job(job_id)["status"] == "succeeded")
         row = job(job_id)
@@ -72,12 +69,7 @@ async def test_a_job_that_becomes_due_starts_then(
 
 
 async def test_a_lock_that_another_worker_gives_back_wakes_it(
-    app: App,
-    working: Any,
-    until: Any,
-    idle: Any,
-    status: Status,
-    conn: psycopg.Connection[Any],
+    app: App, working: Any, until: Any, idle: Any, status: Status, conn: psycopg.Connection[Any]
 ) -> None:
     @app.task(name="task", lock="l")
     async def task() -> None: ...
@@ -110,8 +102,7 @@ async def test_nonsense_and_floods_are_ignored(
         for payload in payloads:
             conn.execute("select pg_notify(%s, %s)", [CHANNEL, payload])
         conn.execute(
-            "select pg_notify(%s, x || g) "
-            "from generate_series(1, 5000) as g, unnest(%s::text[]) as x",
+            "select pg_notify(%s, x || g) from generate_series(1, 5000) as g, unnest(%s::text[]) as x",
             [CHANNEL, ["a", wake_payload("default"), "?"]],
         )
         for _ in range(300):
