@@ -195,7 +195,7 @@ declare
   v_next timestamptz;
 begin
   select s.* into v_old from procrastinate.schedule as s where s.name = _declare.declaration ->> 'name' for update;
-  if resumed then
+  if resumed or v_old.next_tick is null then
     -- nobody was there to fire what was missed: only the last one still counts, unless that is too old as well
     v_next := procrastinate._cron_last(
       v_cron, greatest(v_old.last_tick, at - v_delay - interval '1 microsecond'), at, v_timezone);
@@ -218,23 +218,28 @@ comment on function procrastinate._declare(jsonb, timestamptz, boolean) is
 create or replace function procrastinate._fire_schedules(at timestamptz) returns table (kind text, job_id bigint, detail jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_live jsonb := (select jsonb_object_agg(d.name, d.declaration) from procrastinate._declared(at) as d);
   s procrastinate.schedule;
   v_sqlstate text;
   v_message text;
 begin
-  -- the newest that declared it may be gone, and another one left
-  for s in
-    select t.* from procrastinate._declared(at) as d join procrastinate.schedule as t on t.name = d.name
-     where t.kind = 'declared' and t.declaration is distinct from d.declaration order by t.name for update of t skip locked
-  loop
-    perform procrastinate._declare(d.declaration, at, false) from procrastinate._declared(at) as d where d.name = s.name;
-  end loop;
+  -- the newest that declared it may be gone, and another one left; or one that seemed dead lives again
+  perform procrastinate._declare(v_live -> t.name, at, false)
+     from (
+       select c.name from procrastinate.schedule as c
+        where c.kind = 'declared' and v_live ? c.name
+          and (c.declaration is distinct from v_live -> c.name or c.next_tick is null)
+        order by c.name for update skip locked) as t;
   for s in
     select t.* from procrastinate.schedule as t
      where t.enabled and t.next_tick <= at and coalesce(t.retry_at <= at, true)
-       and (t.kind = 'sql' or t.name in (select d.name from procrastinate._declared(at) as d))
-     order by t.next_tick, t.name for update of t skip locked
+     order by t.next_tick, t.name for update skip locked
   loop
+    if s.kind = 'declared' and not coalesce(v_live ? s.name, false) then
+      -- sleeps until a worker declares it
+      update procrastinate.schedule as t set next_tick = null where t.name = s.name;
+      continue;
+    end if;
     begin
       return query select f.kind, f.job_id, f.detail from procrastinate._fire(s, at) as f;
     exception when others then
@@ -308,14 +313,8 @@ comment on function procrastinate._due(procrastinate.schedule, timestamptz) is
 'Return the ticks of a schedule that are due and neither too late nor passed over by its catch_up; at most 1000.';
 
 create or replace function procrastinate._next_schedule_at() returns timestamptz
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_now timestamptz := procrastinate.now_();
-begin
-  return (
-    select min(greatest(s.next_tick, s.retry_at))
-      from procrastinate.schedule as s
-     where s.enabled and s.next_tick is not null
-       and (s.kind = 'sql' or s.name in (select d.name from procrastinate._declared(v_now) as d)));
-end $$;
-comment on function procrastinate._next_schedule_at() is 'Tell when the next schedule fires; null: none does.';
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select min(greatest(s.next_tick, s.retry_at)) from procrastinate.schedule as s where s.enabled and s.next_tick is not null
+$$;
+comment on function procrastinate._next_schedule_at() is
+'Tell when a schedule is next to be looked at; null: none is. One that nobody declares any more is looked at once, and then sleeps.';

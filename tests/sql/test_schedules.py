@@ -49,9 +49,7 @@ def fire(db) -> list[tuple[str, str, datetime]]:
 
 def fired(db) -> list[float]:
     """Do what is due, and return the ticks for which a job was deferred, in minutes past noon."""
-    return [
-        (tick - at(0)) / timedelta(minutes=1) for kind, _, tick in fire(db) if kind == "scheduled"
-    ]
+    return [(tick - at(0)) / timedelta(minutes=1) for kind, _, tick in fire(db) if kind == "scheduled"]
 
 
 def schedule(db, name="name", task="task", cron="* * * * *", **options):
@@ -87,9 +85,7 @@ def test_a_schedule_defers_its_job_at_each_tick(db):
         assert fired(db) == [minute]
         assert fired(db) == []
     for job in jobs(db):
-        assert (job.task, job.args, job.queue, job.priority, job.lock) == (
-            ("task", {"to": "a@b.c"}, "q", 7, "l")
-        )
+        assert (job.task, job.args, job.queue, job.priority, job.lock) == (("task", {"to": "a@b.c"}, "q", 7, "l"))
         assert (job.status, job.queueing_lock, job.scheduled_at) == ("todo", None, None)
     assert len(jobs(db)) == 3
 
@@ -104,9 +100,7 @@ def test_what_a_schedule_leaves_out_comes_from_the_task(db):
 
 
 def test_nulls_are_the_defaults(db):
-    schedule(
-        db, timezone=None, args=None, catch_up=None, enabled=None, options=None, max_delay=None
-    )
+    schedule(db, timezone=None, args=None, catch_up=None, enabled=None, options=None, max_delay=None)
     pass_time(db, minutes=1)
     assert fired(db) == [1]
     assert state(db).timezone == "UTC"
@@ -118,10 +112,7 @@ def test_the_timestamp_is_passed_where_it_is_wanted(db):
     schedule(db, "without", args={"a": 2}, options={"timestamp": False})
     pass_time(db, minutes=1)
     fire(db)
-    assert [job.args for job in jobs(db)] == [
-        {"a": 1, "timestamp": int(at(1).timestamp())},
-        {"a": 2},
-    ]
+    assert [job.args for job in jobs(db)] == [{"a": 1, "timestamp": int(at(1).timestamp())}, {"a": 2}]
 
 
 def test_a_schedule_goes_by_its_time_zone(db):
@@ -339,16 +330,10 @@ def test_a_tick_is_skipped_while_its_queueing_lock_is_taken(db):
 def test_a_schedule_that_fails_stops_no_other_and_is_tried_again(db):
     for name in ("a", "b", "c"):
         schedule(db, name, args={"text": name * 100})
-    db.conn.execute(
-        "update procrastinate.schedule set args = '{\"text\": 1}' where name in ('a', 'c')"
-    )
+    db.conn.execute("update procrastinate.schedule set args = '{\"text\": 1}' where name in ('a', 'c')")
     db.set("max_args_bytes", 50)
     pass_time(db, minutes=1)
-    assert sorted(fire(db)) == [
-        ("error", "b", at(1)),
-        ("scheduled", "a", at(1)),
-        ("scheduled", "c", at(1)),
-    ]
+    assert sorted(fire(db)) == [("error", "b", at(1)), ("scheduled", "a", at(1)), ("scheduled", "c", at(1))]
     assert db.tick() == []
     assert db.now() < db.one("select procrastinate._next_schedule_at()") < at(2)
     db.set("max_args_bytes", 1048576)
@@ -402,6 +387,9 @@ def test_the_next_tick_of_all_schedules(db):
     worker = declare(db, declared("c", cron="3 * * * *"))
     assert soonest() == at(3)
     worker.unregister()
+    assert soonest() <= at(3)
+    pass_time(db, minutes=3)
+    assert fire(db) == []
     assert soonest() == at(5)
     assert db.call("tick_v1")[-1].next_tick_at <= at(5)
 
@@ -424,9 +412,7 @@ def test_keys_may_be_null(db):
     assert (state(db).timezone, state(db).max_delay) == ("UTC", timedelta(minutes=10))
 
 
-@pytest.mark.parametrize(
-    ("max_delay", "expected"), [(600, [0]), (10.5, [0]), (9, []), (0, []), (1e9, [0])]
-)
+@pytest.mark.parametrize(("max_delay", "expected"), [(600, [0]), (10.5, [0]), (9, []), (0, []), (1e9, [0])])
 def test_the_first_worker_fires_the_last_tick_unless_it_is_too_late(db, max_delay, expected):
     declare(db, declared(cron="*/30 * * * *", max_delay=max_delay))
     # Some of the half second may pass on a slow machine.
@@ -497,6 +483,17 @@ def test_a_dead_worker_stops_what_it_declared(db):
     assert fired(db) == [2]
 
 
+def test_a_worker_that_seemed_dead_and_lives_again_fires_only_the_last_tick(db):
+    worker = declare(db, declared(), stalled_after="30 seconds")
+    assert fired(db) == [0]
+    pass_time(db, minutes=5)
+    # It is found dead, and gives a heartbeat before it is forgotten.
+    assert db.rows("select from procrastinate._fire_schedules(procrastinate.now_())") == []
+    assert state(db).next_tick is None
+    assert worker.heartbeat().registered
+    assert fired(db) == [5]
+
+
 def test_the_newest_worker_is_right(db):
     declare(db, declared(task="old", cron="*/5 * * * *"), declared("only old"))
     fire(db)
@@ -521,8 +518,7 @@ def test_the_newest_is_right_whoever_registers_last_in_the_same_moment(db):
         ['[{"name": "name", "task": "older", "cron": "* * * * *"}]', first.id],
     )
     db.conn.execute(
-        "select procrastinate._declare_schedules(w.id, w.schedules)"
-        "  from procrastinate.worker as w where w.id = %s",
+        "select procrastinate._declare_schedules(w.id, w.schedules)  from procrastinate.worker as w where w.id = %s",
         [first.id],
     )
     assert state(db).task == "newer"
@@ -684,9 +680,7 @@ def repeated(session, *calls):
             one.result()
 
 
-@pytest.mark.parametrize(
-    "tick", ["procrastinate.tick_v1()", "procrastinate._fire_schedules(procrastinate.now_())"]
-)
+@pytest.mark.parametrize("tick", ["procrastinate.tick_v1()", "procrastinate._fire_schedules(procrastinate.now_())"])
 def test_each_tick_of_an_hour_fires_once_with_eight_who_tick(db, session, tick):
     rng = random.Random(tick)
     schedule(db, cron="* * * * * *", catch_up="all", options={"timestamp": True})

@@ -19,7 +19,7 @@ create table procrastinate.schedule (
   enabled boolean not null default true,
   options jsonb not null default '{}',
   declaration jsonb,
-  -- the newest tick that fired or was passed over, and the next one; null: it never fires
+  -- the newest tick that fired or was passed over, and the next one; null: it is stopped, or nobody declares it
   last_tick timestamptz,
   next_tick timestamptz,
   -- not before this time again, because the last try failed
