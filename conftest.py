@@ -79,14 +79,7 @@ class PgServer:
 
     def dsn(self, dbname: str) -> str:
         """Return the DSN of one of the server's databases."""
-        return make_conninfo(
-            "",
-            host=self.host,
-            port=self.port,
-            user=self.user,
-            password=self.password,
-            dbname=dbname,
-        )
+        return make_conninfo("", host=self.host, port=self.port, user=self.user, password=self.password, dbname=dbname)
 
     def tool(self, name: str) -> Path:
         """Return the path of one of PostgreSQL's programs, or skip the test."""
@@ -154,9 +147,7 @@ def _database(pg_server: PgServer, template: str) -> Iterator[str]:
         admin.execute(create)
     yield pg_server.dsn(name)
     with psycopg.connect(pg_server.dsn(pg_server.maintenance_dbname), autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
-        )
+        admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -185,9 +176,7 @@ async def aconnect(dsn: str) -> AsyncIterator[AsyncConnect]:
     opened: list[psycopg.AsyncConnection[Any]] = []
 
     async def connect(**parameters: Any) -> psycopg.AsyncConnection[Any]:
-        opened.append(
-            await psycopg.AsyncConnection.connect(dsn, **{"autocommit": True} | parameters)
-        )
+        opened.append(await psycopg.AsyncConnection.connect(dsn, **{"autocommit": True} | parameters))
         return opened[-1]
 
     yield connect

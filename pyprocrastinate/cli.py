@@ -47,13 +47,10 @@ class Commands(click.Group):
         "show_default": True,
     },
 )
-@click.option(
-    "-a", "--app", metavar="PATH", help="Dotted path to the app, as in `myapp.queue.app`."
-)
+@click.option("-a", "--app", metavar="PATH", help="Dotted path to the app, as in `myapp.queue.app`.")
 @click.option(
     "--dsn",
-    help="Address of the database, where the app's connector names none: a DSN or URL for libpq, "
-    "or embedded:FOLDER.",
+    help="Address of the database, where the app's connector names none: a DSN or URL for libpq, or embedded:FOLDER.",
 )
 @click.option("-v", "--verbose", count=True, help="Log more, and show tracebacks.")
 @click.option("--log-format", default=logging.BASIC_FORMAT, help="Format of log records.")
@@ -61,12 +58,7 @@ class Commands(click.Group):
 @click.version_option(None, "-V", "--version", package_name="pyprocrastinate")
 @click.pass_context
 def cli(
-    ctx: click.Context,
-    app: str | None,
-    dsn: str | None,
-    verbose: int,
-    log_format: str,
-    log_format_style: Any,
+    ctx: click.Context, app: str | None, dsn: str | None, verbose: int, log_format: str, log_format_style: Any
 ) -> None:
     """Run and manage a task queue in PostgreSQL."""
     ctx.obj = app

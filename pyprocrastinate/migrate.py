@@ -193,9 +193,7 @@ def _pending(connection: Connection, stage: Stage | None) -> list[Step]:
     return {"pre": first, "post": last}.get(stage or "", first + last)
 
 
-def _pending_functions(
-    connection: Connection, record: Record, known: set[tuple[int, str]]
-) -> Iterator[Step]:
+def _pending_functions(connection: Connection, record: Record, known: set[tuple[int, str]]) -> Iterator[Step]:
     loads = sorted(key for key in record if key[1] == "functions")
     mine = _functions(len(loads) + 1)
     release, checksum = record[loads[-1]] if loads else ("", "")
@@ -300,6 +298,4 @@ def _run(connection: Connection, path: Path, text: str) -> None:
         refusal = REFUSALS.get(diag.sqlstate or "")
         if refusal is None:
             raise MigrationError(f"{where}: {describe(error)}") from error
-        raise refusal(
-            f"{where}: {diag.message_primary}", detail=diag.message_detail, hint=diag.message_hint
-        ) from error
+        raise refusal(f"{where}: {diag.message_primary}", detail=diag.message_detail, hint=diag.message_hint) from error

@@ -78,9 +78,7 @@ def test_each_workload_prints_a_table(tmp_path: Path, marked: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_a_run_that_is_stopped(
-    marked: dict[str, str], how: signal.Signals
-) -> None:
+def test_nothing_is_left_of_a_run_that_is_stopped(marked: dict[str, str], how: signal.Signals) -> None:
     with subprocess.Popen(
         [*COMMAND, "--only", "bulk,drain"],
         cwd=ROOT,

@@ -89,8 +89,7 @@ def test_defer_takes_every_option(run: Run, conn: Connection) -> None:
     options = ["--queue=q", "--lock=l", "--queueing-lock=ql", "--priority=-7"]
     run("defer", "greet", '{"who": "Ada"}', *options, "--at=2100-01-02T03:04:05")
     row = conn.execute(
-        "select queue, lock, queueing_lock, priority, extract(epoch from scheduled_at)::bigint "
-        "from procrastinate.jobs"
+        "select queue, lock, queueing_lock, priority, extract(epoch from scheduled_at)::bigint from procrastinate.jobs"
     ).fetchone()
     assert row == ("q", "l", "ql", -7, 4102542245)
 
@@ -285,9 +284,7 @@ def test_a_schema_that_is_not_there(run: Run, empty_dsn: str, command: list[str]
 
 
 @pytest.mark.parametrize("command", [["worker"], ["healthchecks"]])
-def test_a_schema_that_has_retired_this_release(
-    run: Run, conn: Connection, command: list[str]
-) -> None:
+def test_a_schema_that_has_retired_this_release(run: Run, conn: Connection, command: list[str]) -> None:
     conn.execute("update procrastinate.protocol_range set oldest = 7, newest = 9")
     done = run(*command, status=1)
     said = done.stderr.splitlines()[-1]
@@ -297,9 +294,7 @@ def test_a_schema_that_has_retired_this_release(
     assert "Traceback" not in done.stderr
 
 
-def test_a_running_migration(
-    run: Run, conn: Connection, connect: Callable[..., Connection], tmp_path: Path
-) -> None:
+def test_a_running_migration(run: Run, conn: Connection, connect: Callable[..., Connection], tmp_path: Path) -> None:
     (tmp_path / "impatient.py").write_text(
         "from pyprocrastinate import cli, migrate\nmigrate.TURN_TIMEOUT = 0.01\ncli.main()\n"
     )

@@ -66,19 +66,9 @@ def test_nothing_given_leaves_all_to_the_app(options: Any) -> None:
             {"fetch_job_polling_interval": 1.5},
         ),
         (["-p", "2"], "FETCH_JOB_POLLING_INTERVAL", "2", {"fetch_job_polling_interval": 2.0}),
-        (
-            ["--abort-job-polling-interval", "1"],
-            "ABORT_JOB_POLLING_INTERVAL",
-            "1",
-            {"abort_job_polling_interval": 1.0},
-        ),
+        (["--abort-job-polling-interval", "1"], "ABORT_JOB_POLLING_INTERVAL", "1", {"abort_job_polling_interval": 1.0}),
         (["-a", "1"], "ABORT_JOB_POLLING_INTERVAL", "1", {"abort_job_polling_interval": 1.0}),
-        (
-            ["--shutdown-graceful-timeout", "0"],
-            "SHUTDOWN_GRACEFUL_TIMEOUT",
-            "0",
-            {"shutdown_graceful_timeout": 0.0},
-        ),
+        (["--shutdown-graceful-timeout", "0"], "SHUTDOWN_GRACEFUL_TIMEOUT", "0", {"shutdown_graceful_timeout": 0.0}),
     ],
 )
 def test_flags_and_variables_mean_the_same(

@@ -19,15 +19,7 @@ from demo import files as demofiles
 from demo import program as demo
 
 NOBODY = 65534
-ODD_NAMES = [
-    b"plain",
-    b'it\'s "quoted"',
-    b"a\nb",
-    b"100%",
-    b"%41",
-    b"\xff\xfe",
-    "gr\u00fcn".encode(),
-]
+ODD_NAMES = [b"plain", b'it\'s "quoted"', b"a\nb", b"100%", b"%41", b"\xff\xfe", "gr\u00fcn".encode()]
 
 
 @pytest.fixture
@@ -107,8 +99,7 @@ def test_names_of_files_reach_the_worker_as_they_are(run, files, dsn, conn):
         "select result from procrastinate.jobs where task = 'demo.count_file' order by id"
     ).fetchall()
     expected = [
-        {"sha256": hashlib.sha256(b"line\n" * n).hexdigest(), "bytes": 5 * n, "lines": n}
-        for n in range(len(ODD_NAMES))
+        {"sha256": hashlib.sha256(b"line\n" * n).hexdigest(), "bytes": 5 * n, "lines": n} for n in range(len(ODD_NAMES))
     ]
     assert sorted((row[0] for row in results), key=lambda r: r["lines"]) == expected
     lines = sum(range(len(ODD_NAMES)))
@@ -203,9 +194,7 @@ def test_where_nothing_can_be_written_it_says_so(start, folder, files):
     (folder / ".pyprocrastinate").touch()
     code = (process := start("demo", str(files))).wait()
     assert code == 1
-    assert process.communicate()[1].splitlines()[1:] == [
-        "Run it where you may write, or with --dsn embedded:FOLDER"
-    ]
+    assert process.communicate()[1].splitlines()[1:] == ["Run it where you may write, or with --dsn embedded:FOLDER"]
 
 
 def test_ctrl_c_stops_it_and_the_worker_takes_leave(start, folder, dsn, conn):
@@ -265,17 +254,13 @@ def test_it_gives_up_where_nothing_happens(files, dsn, capsys, monkeypatch):
     monkeypatch.setattr(demo, "TICKS", 10**6)
     monkeypatch.setattr(demo, "PATIENCE", -1)
     assert demo.main(str(files), dsn) == 1
-    assert re.fullmatch(
-        r"demo: \d+ jobs wait, and nothing has happened for a minute\n", capsys.readouterr().err
-    )
+    assert re.fullmatch(r"demo: \d+ jobs wait, and nothing has happened for a minute\n", capsys.readouterr().err)
 
 
 def test_no_file_is_missing_from_the_tables(files, dsn, conn):
     assert demo.main(str(files), dsn) == 0
     with psycopg.connect(dsn) as other:
-        tasks = dict(
-            other.execute("select task, count(*) from procrastinate.jobs group by task").fetchall()
-        )
+        tasks = dict(other.execute("select task, count(*) from procrastinate.jobs group by task").fetchall())
     assert tasks.pop("demo.tick") >= demo.TICKS
     assert tasks == {
         "demo.count_file": len(ODD_NAMES),

@@ -79,9 +79,7 @@ class Page:
             case "sh":
                 self.shell(block.code)
             case "text":
-                assert matches(block.code, self.printed), (
-                    f"expected:\n{block.code}\nprinted:\n{self.printed}"
-                )
+                assert matches(block.code, self.printed), f"expected:\n{block.code}\nprinted:\n{self.printed}"
             case "json":
                 json.loads(block.code)
             case "toml":
@@ -159,9 +157,7 @@ def matches(expected: str, printed: str) -> bool:
         "(?:.*\n)*" if line.strip() == "…" else ".*".join(map(re.escape, line.split("…"))) + "\n"
         for line in map(str.rstrip, expected.rstrip().splitlines())
     )
-    return bool(
-        re.fullmatch(pattern, "".join(f"{x.rstrip()}\n" for x in printed.rstrip().splitlines()))
-    )
+    return bool(re.fullmatch(pattern, "".join(f"{x.rstrip()}\n" for x in printed.rstrip().splitlines())))
 
 
 def page_id(path: Path) -> str:
@@ -190,9 +186,7 @@ def test_every_page_can_be_found():
     index = ROOT / "docs" / "index.md"
     listed = {(index.parent / found["target"]).resolve() for found in LINK.finditer(read(index))}
     pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
-    assert [
-        page_id(p) for p in sorted(pages) if not listed & {p, p.parent, p.parent / "README.md"}
-    ] == []
+    assert [page_id(p) for p in sorted(pages) if not listed & {p, p.parent, p.parent / "README.md"}] == []
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,7 @@ def run(folder, dsn):
     environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PATH": path, "PYTHONWARNINGS": "error"}
 
     def run(*argv, cwd=folder):
-        done = subprocess.run(
-            [*map(str, argv)], cwd=cwd, env=environ, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*map(str, argv)], cwd=cwd, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         # The command line logs there; a program has nothing to complain about.
         assert done.stderr == "" if argv[0] == sys.executable else "WARN" not in done.stderr
@@ -68,18 +66,10 @@ def test_graceful_abort(run):
 def test_plain_sql(run, pg_server, dsn):
     pg_server.tool("psql")
     shop = EXAMPLES / "plain_sql"
-    waiting = run(
-        "pyprocrastinate", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", shop / "shop.sql"
-    )
-    assert [line.split("|")[1:3] for line in waiting if "|" in line] == [
-        ["todo", "confirm_order"]
-    ] * 3
+    waiting = run("pyprocrastinate", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", shop / "shop.sql")
+    assert [line.split("|")[1:3] for line in waiting if "|" in line] == [["todo", "confirm_order"]] * 3
     worker = run("pyprocrastinate", "-a", "shop.app", "worker", "--one-shot", cwd=shop)
-    assert worker == [
-        "order 1: thank you, Ada",
-        "order 3: thank you, Grace",
-        "order 4: thank you, Edsger",
-    ]
+    assert worker == ["order 1: thank you, Ada", "order 3: thank you, Grace", "order 4: thank you, Edsger"]
     with psycopg.connect(dsn) as conn:
         planned = "select procrastinate.unschedule('report'), procrastinate.unschedule('other')"
         assert conn.execute(planned).fetchone() == (True, False)

@@ -19,9 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / ".venv" / "synced").exists(), reason="this Python was not set up by ./run"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / ".venv" / "synced").exists(), reason="this Python was not set up by ./run")
 
 
 def load(path: Path) -> ModuleType:
@@ -87,9 +85,7 @@ def test_an_unknown_command_is_told_what_there_is(checkout: Path) -> None:
     assert "./run demo" in error
 
 
-@pytest.mark.parametrize(
-    "changed", ["pyproject.toml", "plugins/one/pyproject.toml", "plugins/new/pyproject.toml"]
-)
+@pytest.mark.parametrize("changed", ["pyproject.toml", "plugins/one/pyproject.toml", "plugins/new/pyproject.toml"])
 def test_a_changed_or_new_distribution_is_installed_anew(checkout: Path, changed: str) -> None:
     run = load(checkout / "run")
     assert run.ready()

@@ -113,8 +113,7 @@ def test_every_name_in_a_body_exists(conn: Connection) -> None:
         )
     )
     bodies = conn.execute(
-        "select proname, pg_get_functiondef(oid) from pg_proc "
-        "where pronamespace = 'procrastinate'::regnamespace"
+        "select proname, pg_get_functiondef(oid) from pg_proc where pronamespace = 'procrastinate'::regnamespace"
     ).fetchall()
     assert bodies
     for name, body in bodies:

@@ -33,9 +33,7 @@ VIEWS = {
 FUNCTIONS = {
     name
     for path in _sqlfiles.function_files()
-    for name in re.findall(
-        r"create or replace function procrastinate\.(\w+)", path.read_text("utf-8")
-    )
+    for name in re.findall(r"create or replace function procrastinate\.(\w+)", path.read_text("utf-8"))
 }
 
 
@@ -102,11 +100,7 @@ def test_a_module_sends_calls_only(path: Path) -> None:
 
 def test_every_operation_is_one_of_the_schemas() -> None:
     tree = ast.parse((PACKAGE / "operations.py").read_text("utf-8"))
-    calls = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Call"
-    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Call"]
     assert calls
     for call in calls:
         assert isinstance(call.args[0], ast.Constant)

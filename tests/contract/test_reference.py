@@ -12,10 +12,7 @@ import pytest
 Connection = psycopg.Connection[Any]
 
 ROOT = Path(__file__).parents[2]
-PAGES = {
-    page.name: page.read_text(encoding="utf-8")
-    for page in sorted((ROOT / "docs" / "reference").glob("*.md"))
-}
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "reference").glob("*.md"))}
 ERRORS = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 DRAWING = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SIGNATURE = re.compile(
@@ -80,16 +77,10 @@ def test_every_parameter_is_explained() -> None:
     for name, (page, signature) in documented(PAGES).items():
         explained = PAGES[page]
         if page == "worker-protocol.md":
-            (explained,) = re.findall(
-                rf"^## {name}$(.*?)(?=^## |\Z)", explained, re.MULTILINE | re.DOTALL
-            )
+            (explained,) = re.findall(rf"^## {name}$(.*?)(?=^## |\Z)", explained, re.MULTILINE | re.DOTALL)
         arguments, _, result = signature.removeprefix("(").partition(") → ")
         # of a worker, a job and a token there is one meaning
-        names = {part.split()[0] for part in arguments.split(", ") if part} - {
-            "worker_id",
-            "job_id",
-            "token",
-        }
+        names = {part.split()[0] for part in arguments.split(", ") if part} - {"worker_id", "job_id", "token"}
         if not result.startswith("table(id bigint"):
             columns = re.findall(r"(?:table\(|, )(\w+)", result)
             names |= set(columns) - {"detail", "job_id", "oldest", "newest"}
@@ -136,12 +127,8 @@ def test_every_view_is_documented_with_its_columns(conn: Connection) -> None:
     views: dict[str, list[tuple[str, str]]] = {}
     for view, column, kind in rows:
         views.setdefault(view, []).append((column, short(kind)))
-    sections = re.findall(
-        r"^## (\w+)$(.*?)(?=^## |\Z)", PAGES["views.md"], re.MULTILINE | re.DOTALL
-    )
-    assert {
-        view: re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE) for view, text in sections
-    } == views
+    sections = re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", PAGES["views.md"], re.MULTILINE | re.DOTALL)
+    assert {view: re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE) for view, text in sections} == views
 
 
 @pytest.mark.parametrize(

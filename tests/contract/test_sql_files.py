@@ -41,9 +41,7 @@ def code(text: str) -> str:
 
 def bodies(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the name and the code of each function in a file."""
-    parts = re.split(
-        r"create or replace function procrastinate\.(\w+)", code(path.read_text("utf-8"))
-    )
+    parts = re.split(r"create or replace function procrastinate\.(\w+)", code(path.read_text("utf-8")))
     yield from zip(parts[1::2], parts[2::2], strict=True)
 
 
@@ -126,9 +124,7 @@ def test_no_two_migrations_share_a_number() -> None:
 def test_a_function_file_can_be_loaded_again(path: Path) -> None:
     text = code(path.read_text("utf-8"))
     assert re.fullmatch(r"\d\d_[a-z_]+\.sql", path.name)
-    assert not re.search(
-        r"\bcreate\s+(?!or\s+replace)(function|procedure|trigger|view|table)", text
-    )
+    assert not re.search(r"\bcreate\s+(?!or\s+replace)(function|procedure|trigger|view|table)", text)
 
 
 @pytest.mark.parametrize("path", [*FUNCTIONS, *MIGRATIONS], ids=lambda path: path.name)

@@ -25,19 +25,7 @@ Connection = psycopg.Connection[Any]
 # Stands in args wherever a call is refused: no error may repeat it.
 SECRET = "s3cr3t"
 
-JSON = {
-    "args",
-    "headers",
-    "retry",
-    "options",
-    "jobs",
-    "tasks",
-    "schedules",
-    "info",
-    "outcomes",
-    "result",
-    "value",
-}
+JSON = {"args", "headers", "retry", "options", "jobs", "tasks", "schedules", "info", "outcomes", "result", "value"}
 
 EMPTY = """
 do $$
@@ -73,11 +61,7 @@ class Database:
 
     def rows(self, query: str, *parameters: Any) -> list[Any]:
         """Return the rows of a query, as named tuples."""
-        return (
-            self.conn.cursor(row_factory=namedtuple_row)
-            .execute(query, parameters or None)
-            .fetchall()
-        )
+        return self.conn.cursor(row_factory=namedtuple_row).execute(query, parameters or None).fetchall()
 
     def one(self, query: str, *parameters: Any) -> Any:
         """Return the only value of a query."""
@@ -91,9 +75,7 @@ class Database:
                 arguments[name] = Jsonb(arguments[name])
         query = sql.SQL("select * from procrastinate.{}({})").format(
             sql.Identifier(function),
-            sql.SQL(", ").join(
-                sql.SQL("{} => {}").format(sql.Identifier(a), sql.Placeholder(a)) for a in arguments
-            ),
+            sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(a), sql.Placeholder(a)) for a in arguments),
         )
         return self.conn.cursor(row_factory=namedtuple_row).execute(query, arguments).fetchall()
 
@@ -129,23 +111,13 @@ class Database:
 
     def status(self, *job_ids: int) -> Any:
         """Return the status of a job, or the list of those of several."""
-        found = dict(
-            self.rows(
-                "select id, status from procrastinate.jobs where id = any (%s)", list(job_ids)
-            )
-        )
-        return (
-            found.get(job_ids[0])
-            if len(job_ids) == 1
-            else [found.get(job_id) for job_id in job_ids]
-        )
+        found = dict(self.rows("select id, status from procrastinate.jobs where id = any (%s)", list(job_ids)))
+        return found.get(job_ids[0]) if len(job_ids) == 1 else [found.get(job_id) for job_id in job_ids]
 
     def events(self, job_id: int) -> list[str]:
         """Return the types of a job's events, in the order of their times."""
         found = self.rows(
-            "select type from procrastinate.events"
-            " where job_id = %s and type <> 'scheduled' order by at, id",
-            job_id,
+            "select type from procrastinate.events where job_id = %s and type <> 'scheduled' order by at, id", job_id
         )
         return [row.type for row in found]
 
@@ -157,9 +129,7 @@ class Database:
 
     def advance(self, duration: str) -> None:
         """Move the time of the queue on."""
-        self.conn.execute(
-            "select procrastinate.enable_test_clock(), procrastinate.advance(%s)", [duration]
-        )
+        self.conn.execute("select procrastinate.enable_test_clock(), procrastinate.advance(%s)", [duration])
 
     def now(self) -> Any:
         return self.one("select procrastinate.now_()")

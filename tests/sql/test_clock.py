@@ -68,9 +68,7 @@ def test_disabling_goes_back_to_the_clock(db):
         db.value("advance", duration="1 hour")
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments"), [("enable_test_clock", {}), ("advance", {"duration": "1 hour"})]
-)
+@pytest.mark.parametrize(("function", "arguments"), [("enable_test_clock", {}), ("advance", {"duration": "1 hour"})])
 def test_nobody_but_the_owner_moves_the_time(db, stranger, function, arguments):
     db.value("enable_test_clock")
     with stranger.refused("JQ023", "only the owner of the schema may move the test clock"):

@@ -11,21 +11,10 @@ HOUR = dt.timedelta(hours=1)
 
 def test_the_name_of_the_task_is_enough(db):
     job = db.job(db.defer("send_email"))
-    assert (job.status, job.task, job.queue, job.args, job.headers) == (
-        "todo",
-        "send_email",
-        "default",
-        {},
-        None,
-    )
+    assert (job.status, job.task, job.queue, job.args, job.headers) == ("todo", "send_email", "default", {}, None)
     assert (job.priority, job.lock, job.queueing_lock, job.attempts) == (0, None, None, 0)
     assert (job.scheduled_at, job.started_at, job.finished_at, job.worker_id) == (None,) * 4
-    assert (job.abort_requested, job.error_class, job.error_message, job.result) == (
-        False,
-        None,
-        None,
-        None,
-    )
+    assert (job.abort_requested, job.error_class, job.error_message, job.result) == (False, None, None, None)
 
 
 def test_one_line_of_sql_defers_a_job(db):
@@ -48,12 +37,7 @@ def test_everything_given_is_stored(db):
     )
     job = db.job(job_id)
     assert (job.args, job.queue, job.priority) == ({"a": [1, {"b": None}]}, "queue", -7)
-    assert (job.lock, job.queueing_lock, job.scheduled_at, job.headers) == (
-        "lock",
-        "queueing lock",
-        at,
-        {"trace": "x"},
-    )
+    assert (job.lock, job.queueing_lock, job.scheduled_at, job.headers) == ("lock", "queueing lock", at, {"trace": "x"})
 
 
 def test_ids_ascend_in_the_order_of_the_calls(db):
@@ -131,9 +115,7 @@ def test_null_args_are_empty_args(db):
 
 def test_a_json_null_is_as_good_as_no_value(db, worker):
     db.value("register_task", name="task", retry=True)
-    job_id = db.one(
-        "select procrastinate.defer('task', 'null', headers => 'null', retry => 'null')"
-    )
+    job_id = db.one("select procrastinate.defer('task', 'null', headers => 'null', retry => 'null')")
     assert (db.job(job_id).args, db.job(job_id).headers) == ({}, None)
     assert worker.fail(worker.take()).status == "todo"
 
@@ -183,9 +165,7 @@ def test_the_right_to_defer_is_not_the_right_to_read(db):
 
 
 def test_what_is_left_out_takes_what_the_task_registered(db):
-    db.value(
-        "register_task", name="task", queue="mail", priority=5, lock="one", queueing_lock="once"
-    )
+    db.value("register_task", name="task", queue="mail", priority=5, lock="one", queueing_lock="once")
     job = db.job(db.defer("task"))
     assert (job.queue, job.priority, job.lock, job.queueing_lock) == ("mail", 5, "one", "once")
     job = db.job(db.defer("other task"))
@@ -193,9 +173,7 @@ def test_what_is_left_out_takes_what_the_task_registered(db):
 
 
 def test_what_is_given_wins_over_what_the_task_registered(db):
-    db.value(
-        "register_task", name="task", queue="mail", priority=5, lock="one", queueing_lock="once"
-    )
+    db.value("register_task", name="task", queue="mail", priority=5, lock="one", queueing_lock="once")
     job = db.job(db.defer("task", queue="q", priority=0, lock="l", queueing_lock="ql"))
     assert (job.queue, job.priority, job.lock, job.queueing_lock) == ("q", 0, "l", "ql")
 

@@ -48,9 +48,7 @@ def test_nothing_to_defer_is_no_error(db):
     ids=str,
 )
 def test_a_job_is_the_same_whichever_way_it_is_deferred(db, job):
-    db.value(
-        "register_task", name="registered", queue="r", priority=5, lock="rl", queueing_lock="rql"
-    )
+    db.value("register_task", name="registered", queue="r", priority=5, lock="rl", queueing_lock="rql")
     one = db.defer(**{"task": "task"} | job)
     expected = plain(db, one)
     db.cancel(one, delete=True)
@@ -114,9 +112,7 @@ def test_registered_defaults_fill_in_for_each_job(db):
 @pytest.mark.parametrize("others", [{}, {"queueing_lock": "x"}], ids=["plain", "queueing lock"])
 def test_one_bad_job_and_none_is_deferred(db, sqlstate, bad, others):
     with db.refused(sqlstate):
-        db.defer_many(
-            {"args": {"a": "s3cr3t"}} | others, {"args": {"a": "s3cr3t"}} | bad, {"task": "c"}
-        )
+        db.defer_many({"args": {"a": "s3cr3t"}} | others, {"args": {"a": "s3cr3t"}} | bad, {"task": "c"})
     assert db.rows("select * from procrastinate.jobs") == []
 
 
@@ -187,11 +183,7 @@ def test_a_taken_queueing_lock_refuses_the_whole_batch(db, waiting_before):
 def test_ignore_returns_the_id_that_waits(db):
     waiting = db.defer(queueing_lock="x", args={"old": 1})
     rows = db.defer_many(
-        {"queueing_lock": "x"},
-        {"queueing_lock": "y"},
-        {"queueing_lock": "y"},
-        {},
-        on_conflict="ignore",
+        {"queueing_lock": "x"}, {"queueing_lock": "y"}, {"queueing_lock": "y"}, {}, on_conflict="ignore"
     )
     assert [row.created for row in rows] == [False, True, False, True]
     assert [row.id for row in rows[:1] + rows[2:3]] == [waiting, rows[1].id]
@@ -200,9 +192,7 @@ def test_ignore_returns_the_id_that_waits(db):
 
 
 def test_of_a_batch_that_replaces_the_last_counts(db):
-    rows = db.defer_many(
-        *({"queueing_lock": "x", "args": {"n": n}} for n in range(3)), on_conflict="replace"
-    )
+    rows = db.defer_many(*({"queueing_lock": "x", "args": {"n": n}} for n in range(3)), on_conflict="replace")
     assert [row.created for row in rows] == [True, False, False]
     assert {row.id for row in rows} == {rows[0].id}
     assert db.job(rows[0].id).args == {"n": 2}

@@ -6,9 +6,7 @@ import datetime as dt
 
 
 def story(db, job_id):
-    return db.rows(
-        "select * from procrastinate.events where job_id = %s order by at, abs(id) desc", job_id
-    )
+    return db.rows("select * from procrastinate.events where job_id = %s order by at, abs(id) desc", job_id)
 
 
 def test_a_plain_life_writes_no_event_rows(db, worker):
@@ -50,13 +48,7 @@ def test_every_run_of_a_retried_job_is_told(db):
     failed = one.fail(one.take(), "KeyError")
     db.advance("1 hour")
     two.fail(two.take(), retry=None)
-    assert db.events(job_id) == [
-        "deferred",
-        "started",
-        "deferred_for_retry",
-        "started",
-        "failed",
-    ]
+    assert db.events(job_id) == ["deferred", "started", "deferred_for_retry", "started", "failed"]
     events = [event for event in story(db, job_id) if event.type != "scheduled"]
     assert [event.worker_id for event in events] == [None, one.id, one.id, two.id, two.id]
     assert dt.datetime.fromisoformat(events[2].detail["retry_at"]) == failed.retry_at
@@ -69,12 +61,7 @@ def test_a_retry_is_not_told_as_a_schedule(db, worker):
     worker.fail(worker.take())
     assert "scheduled" not in {event.type for event in story(db, job_id)}
     db.cancel(job_id)
-    assert [event.type for event in story(db, job_id)] == [
-        "deferred",
-        "started",
-        "deferred_for_retry",
-        "cancelled",
-    ]
+    assert [event.type for event in story(db, job_id)] == ["deferred", "started", "deferred_for_retry", "cancelled"]
 
 
 def test_an_abort_is_told_with_its_request(db, worker):
@@ -106,14 +93,7 @@ def test_an_operators_retry_does_not_hide_how_it_ended_before(db, worker):
     before = db.job(job_id)
     db.retry(job_id)
     worker.finish(worker.take())
-    assert db.events(job_id) == [
-        "deferred",
-        "started",
-        "failed",
-        "retried",
-        "started",
-        "succeeded",
-    ]
+    assert db.events(job_id) == ["deferred", "started", "failed", "retried", "started", "succeeded"]
     failed, retried = story(db, job_id)[2:4]
     assert (failed.at, failed.worker_id) == (before.finished_at, worker.id)
     assert retried.detail["error"]["class"] == "ValueError"

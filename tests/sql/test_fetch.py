@@ -259,9 +259,7 @@ def test_the_cursor_loses_no_job(db, worker):
     scan = None
     for _ in range(30):
         for _ in range(rng.randrange(6)):
-            expected.append(
-                db.defer(priority=rng.randrange(3), lock=rng.choice([None, None, "a", "b"]))
-            )
+            expected.append(db.defer(priority=rng.randrange(3), lock=rng.choice([None, None, "a", "b"])))
         jobs, last = worker.work(capacity=3, scan_from=scan)
         scan = last.scan_next
         got += [job.id for job in jobs]
@@ -327,9 +325,7 @@ def test_idle_tells_the_next_time_something_is_due(db, worker):
     assert worker.idle().ready is True
 
 
-@pytest.mark.parametrize(
-    ("queues", "ready"), [(None, True), ([], False), (["q"], True), (["other"], False)]
-)
+@pytest.mark.parametrize(("queues", "ready"), [(None, True), ([], False), (["q"], True), (["other"], False)])
 def test_idle_is_told_of_its_own_queues_only(db, queues, ready):
     db.defer(queue="q")
     assert db.worker(queues=queues).idle().ready is ready

@@ -190,8 +190,7 @@ def test_each_outcome_says_whether_the_job_is_kept(db, worker, outcome, kind):
     ids = [db.defer() for _ in range(3)]
     a, b, c = worker.fetch(3)
     rows = worker.finish(
-        keep=False,
-        outcomes=[outcome(a, kind, keep=True), outcome(b, kind, keep=False), outcome(c, kind)],
+        keep=False, outcomes=[outcome(a, kind, keep=True), outcome(b, kind, keep=False), outcome(c, kind)]
     )
     assert [row.status for row in rows] == [kind] * 3
     assert db.status(*ids) == [kind, None, kind]
@@ -237,9 +236,7 @@ def test_a_failure_does_not_store_a_result(db, worker):
 
 def error_of(db, job_id):
     """Return all that is kept of the error a job ended with."""
-    return db.one(
-        "select detail from procrastinate.events where job_id = %s and type = 'failed'", job_id
-    )
+    return db.one("select detail from procrastinate.events where job_id = %s and type = 'failed'", job_id)
 
 
 def test_an_error_is_stored_with_class_message_and_traceback(db, worker):
@@ -315,9 +312,7 @@ BAD = [
 
 @pytest.mark.parametrize(("sqlstate", "message", "bad"), BAD, ids=str)
 @pytest.mark.parametrize("queueing_lock", [None, "q"])
-def test_a_bad_outcome_harms_only_itself(
-    db, worker, outcome, sqlstate, message, bad, queueing_lock
-):
+def test_a_bad_outcome_harms_only_itself(db, worker, outcome, sqlstate, message, bad, queueing_lock):
     ids = [db.defer(retry=1), db.defer(queueing_lock=queueing_lock), db.defer(), db.defer()]
     before, job, after, plain = worker.fetch(4)
     rows = worker.finish(
@@ -345,9 +340,7 @@ def test_a_retry_decision_that_nothing_would_read_is_refused(db, worker, decisio
 
 def test_a_policy_written_past_the_checks_harms_only_its_own_job(db, worker):
     bad, good = db.defer(retry=1), db.defer(retry=1)
-    db.conn.execute(
-        """update procrastinate.job set retry = '{"wait": "long"}' where id = %s""", [bad]
-    )
+    db.conn.execute("""update procrastinate.job set retry = '{"wait": "long"}' where id = %s""", [bad])
     a, b = worker.fetch(2)
     assert worker.fail(a).verdict == "refused"
     assert worker.fail(b).status == "todo"

@@ -34,18 +34,14 @@ def defer(request, db):
 
 
 @pytest.mark.parametrize("character", ["x", "ü", "🦀", " ", "\n", "'", '"', "\\", "%", "\u202e"])
-@pytest.mark.parametrize(
-    ("name", "longest"), [("task", 128), ("queue", 128), ("lock", 512), ("queueing_lock", 512)]
-)
+@pytest.mark.parametrize(("name", "longest"), [("task", 128), ("queue", 128), ("lock", 512), ("queueing_lock", 512)])
 def test_a_name_may_have_any_characters_up_to_its_length(db, name, longest, character):
     for length in (1, longest - 1, longest):
         job = db.job(db.defer(**{name: character * length}))
         assert getattr(job, name) == character * length
 
 
-@pytest.mark.parametrize(
-    ("name", "longest"), [("task", 128), ("queue", 128), ("lock", 512), ("queueing_lock", 512)]
-)
+@pytest.mark.parametrize(("name", "longest"), [("task", 128), ("queue", 128), ("lock", 512), ("queueing_lock", 512)])
 def test_an_empty_or_longer_name_is_refused(db, defer, name, longest):
     what = name.replace("_", " ")
     hint = f"1 to {longest} characters"
@@ -158,8 +154,7 @@ def test_a_time_that_clients_cannot_read_is_refused(db, defer, time, detail):
 
 
 @pytest.mark.parametrize(
-    "interval",
-    ["7000 years", "-100 years", "178000000 years", "-178000000 years", "300000000000 seconds"],
+    "interval", ["7000 years", "-100 years", "178000000 years", "-178000000 years", "300000000000 seconds"]
 )
 def test_an_interval_that_leads_there_is_refused_too(db, defer, interval):
     with db.refused("JQ013", "time is out of range"):
@@ -179,8 +174,7 @@ def test_an_infinite_interval_is_refused(db, defer, interval):
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"),
-    [([SECRET], "array"), (SECRET, "string"), (5, "number"), (True, "boolean"), ([], "array")],
+    ("value", "kind"), [([SECRET], "array"), (SECRET, "string"), (5, "number"), (True, "boolean"), ([], "array")]
 )
 @pytest.mark.parametrize("what", ["args", "headers"])
 def test_what_is_no_object_is_refused(db, defer, what, value, kind):
@@ -259,8 +253,7 @@ def test_what_is_stored_compressed_is_measured_in_full(db):
 
 
 UNUSUAL = {
-    "numbers": '{"big": %s, "small": 1e-400, "float": 0.1, "exact": 1.10, "zero": -0.0, "e": 1e2}'
-    % ("9" * 5000),
+    "numbers": '{"big": %s, "small": 1e-400, "float": 0.1, "exact": 1.10, "zero": -0.0, "e": 1e2}' % ("9" * 5000),
     "huge number": '{"n": 1e400}',
     "text": '{"": "", "\\u0001\\u001f": "\\ud83e\\udd80\\u2028", "t": "\\\\\\"\\/\\b\\f\\n\\r\\t"}',
     "keys": '{"a b": 1, "A": 2, "a": 3, "__proto__": {}, "to\\"": null}',
@@ -294,10 +287,7 @@ POISON = {
 def test_what_the_owner_inserts_past_the_door_reaches_the_worker_as_text(db, worker, kind):
     """So that it fails one job, when that is read, and no fetch."""
     before = db.defer()
-    db.conn.execute(
-        "insert into procrastinate.job (task, args, headers) values ('task', %s, %s)",
-        [POISON[kind]] * 2,
-    )
+    db.conn.execute("insert into procrastinate.job (task, args, headers) values ('task', %s, %s)", [POISON[kind]] * 2)
     after = db.defer()
     jobs = worker.fetch(3)
     assert [job.id for job in jobs] == [before, before + 1, after]
@@ -306,9 +296,7 @@ def test_what_the_owner_inserts_past_the_door_reaches_the_worker_as_text(db, wor
     assert worker.fail(jobs[1]).verdict == "ok"
 
 
-@pytest.mark.parametrize(
-    "bad", ["scheduled_at = 'infinity'", "scheduled_at = '-infinity'", "rank = -2147483648"]
-)
+@pytest.mark.parametrize("bad", ["scheduled_at = 'infinity'", "scheduled_at = '-infinity'", "rank = -2147483648"])
 def test_not_even_the_owner_inserts_what_no_client_could_read(db, bad):
     column, value = bad.split(" = ")
     with db.refused("23514"):

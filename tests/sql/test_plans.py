@@ -24,24 +24,17 @@ def test_a_fetch_does_not_read_the_jobs_of_other_queues(
 ) -> None:
     for queue, count in ("z-large", 20_000), ("a-small", 2_000):
         conn.execute(
-            "insert into procrastinate.job (task, queue) "
-            "select 't', %s from generate_series(1, %s::int)",
+            "insert into procrastinate.job (task, queue) select 't', %s from generate_series(1, %s::int)",
             [queue, count],
         )
     if analyzed:
         conn.execute("analyze procrastinate.job")
-    (worker,) = conn.execute(
-        "select procrastinate.register_worker_v1('w', %s::text[])", [queues]
-    ).fetchone() or (None,)
+    (worker,) = conn.execute("select procrastinate.register_worker_v1('w', %s::text[])", [queues]).fetchone() or (None,)
     indexes = "job_ready", "job_ready_queue"
     before = [read_from(conn, index) for index in indexes]
     for _ in range(8):  # more often than a plan is made for the very values
-        fetched = conn.execute(
-            "select queue from procrastinate.fetch_v1(%s, 10)", [worker]
-        ).fetchall()
+        fetched = conn.execute("select queue from procrastinate.fetch_v1(%s, 10)", [worker]).fetchall()
         assert fetched == [("a-small",)] * 10
-        assert conn.execute("select ready from procrastinate.idle_v1(%s)", [worker]).fetchone() == (
-            True,
-        )
+        assert conn.execute("select ready from procrastinate.idle_v1(%s)", [worker]).fetchone() == (True,)
     read = [read_from(conn, index) - n for index, n in zip(indexes, before, strict=True)]
     assert sum(read) < 1_000, dict(zip(indexes, read, strict=True))

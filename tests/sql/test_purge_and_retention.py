@@ -150,9 +150,4 @@ def test_more_than_a_batch_is_purged_at_once_all_the_same(db):
     """)
     db.set("retention", {"succeeded": 60})
     ticks = [db.call("tick_v1") for _ in range(4)]
-    assert [sum(row.detail["jobs"] for row in rows[:-1]) for rows in ticks] == [
-        10_000,
-        10_000,
-        1,
-        0,
-    ]
+    assert [sum(row.detail["jobs"] for row in rows[:-1]) for rows in ticks] == [10_000, 10_000, 1, 0]

@@ -14,11 +14,7 @@ def test_a_second_waiting_job_is_refused(db):
         db.defer(queueing_lock="q", args={"a": "s3cr3t"})
     diag = raised.value.diag
     assert diag.message_primary == f"job {job_id} with the same queueing lock is waiting"
-    assert (diag.constraint_name, diag.schema_name, diag.table_name) == (
-        "jobs_queueing_lock",
-        "procrastinate",
-        "job",
-    )
+    assert (diag.constraint_name, diag.schema_name, diag.table_name) == ("jobs_queueing_lock", "procrastinate", "job")
     assert diag.message_detail is None
     assert "on_conflict" in diag.message_hint
     assert len(db.rows("select * from procrastinate.jobs")) == 1
@@ -96,15 +92,7 @@ def test_where_nothing_waits_a_job_is_deferred(db, worker, on_conflict):
 
 
 def test_replace_gives_the_waiting_job_everything_of_the_new_call(db, worker):
-    job_id = db.defer(
-        "old",
-        queueing_lock="q",
-        args={"n": 1},
-        queue="old",
-        priority=9,
-        lock="old",
-        headers={"h": 1},
-    )
+    job_id = db.defer("old", queueing_lock="q", args={"n": 1}, queue="old", priority=9, lock="old", headers={"h": 1})
     before = db.job(job_id)
     at = dt.datetime(2040, 1, 1, tzinfo=dt.UTC)
     again = db.defer(
@@ -129,13 +117,7 @@ def test_replace_gives_the_waiting_job_everything_of_the_new_call(db, worker):
 
 def test_replace_leaves_nothing_of_the_old_call(db):
     job_id = db.defer(
-        queueing_lock="q",
-        args={"n": 1},
-        queue="old",
-        priority=9,
-        lock="old",
-        headers={"h": 1},
-        schedule_in="1 hour",
+        queueing_lock="q", args={"n": 1}, queue="old", priority=9, lock="old", headers={"h": 1}, schedule_in="1 hour"
     )
     db.defer(queueing_lock="q", on_conflict="replace")
     job = db.job(job_id)
@@ -247,11 +229,7 @@ def test_the_rest_of_the_batch_goes_on(db, worker, outcome):
     jobs = worker.fetch(3)
     db.defer(queueing_lock="b")
     rows = worker.finish(outcomes=[outcome(job, "failed") for job in jobs])
-    assert [(row.verdict, row.status) for row in rows] == [
-        ("ok", "todo"),
-        ("ok", "failed"),
-        ("ok", "todo"),
-    ]
+    assert [(row.verdict, row.status) for row in rows] == [("ok", "todo"), ("ok", "failed"), ("ok", "todo")]
     assert db.status(*ids) == ["todo", "failed", "todo"]
 
 
@@ -275,9 +253,7 @@ def test_one_that_ends_makes_no_room_for_itself(db, worker):
 
 @pytest.mark.parametrize("commit", [True, False])
 @pytest.mark.parametrize("how", ["retried", "released"])
-def test_while_an_open_transaction_wants_the_lock_nothing_is_decided(
-    db, worker, session, how, commit
-):
+def test_while_an_open_transaction_wants_the_lock_nothing_is_decided(db, worker, session, how, commit):
     job_id = db.defer(queueing_lock="q")
     job = worker.take()
     other = session(autocommit=False)

@@ -239,9 +239,7 @@ def test_a_tick_that_is_not_due_does_nothing(db, worker):
 
 def test_the_last_row_tells_when_the_next_tick_is_due(db, worker):
     (row,) = db.call("tick_v1")
-    (heartbeat_at, stalled_after) = db.rows(
-        "select heartbeat_at, stalled_after from procrastinate.workers"
-    )[0]
+    (heartbeat_at, stalled_after) = db.rows("select heartbeat_at, stalled_after from procrastinate.workers")[0]
     assert (row.kind, row.job_id, row.detail) == (None, None, None)
     assert row.next_tick_at == heartbeat_at + stalled_after
     assert worker.heartbeat().next_tick_at == row.next_tick_at
@@ -332,7 +330,5 @@ def test_a_worker_can_ask_what_it_holds(db, worker):
     other.fetch(1)
     worker.finish(held[1])
     rows = db.call("held_v1", worker_id=worker.id)
-    assert [(row.id, row.token) for row in rows] == [
-        (job.id, job.token) for job in (held[0], held[2])
-    ]
+    assert [(row.id, row.token) for row in rows] == [(job.id, job.token) for job in (held[0], held[2])]
     assert db.status(*ids) == ["doing", "succeeded", "doing", "doing"]

@@ -155,9 +155,7 @@ def test_a_job_without_a_policy_is_not_retried(db, worker):
 
 
 def test_a_retry_keeps_all_but_the_time(db, worker):
-    job_id = db.defer(
-        args={"a": 1}, queue="q", priority=3, lock="l", queueing_lock="ql", retry={"wait": 60}
-    )
+    job_id = db.defer(args={"a": 1}, queue="q", priority=3, lock="l", queueing_lock="ql", retry={"wait": 60})
     before = db.job(job_id)
     verdict = worker.fail(worker.take())
     job = db.job(job_id)
@@ -195,10 +193,7 @@ def test_the_policy_of_the_job_comes_first(db):
 
 def test_then_comes_what_the_worker_that_ran_it_registered(db):
     db.value("register_task", name="task", retry=True)
-    stubborn, other = (
-        db.worker(tasks={"task": {"retry": 5}}),
-        db.worker(tasks={"task": {"retry": False}}),
-    )
+    stubborn, other = (db.worker(tasks={"task": {"retry": 5}}), db.worker(tasks={"task": {"retry": False}}))
     db.defer("task")
     assert stubborn.fail(stubborn.take()).status == "todo"
     assert other.fail(other.take()).status == "failed"

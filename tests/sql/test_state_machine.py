@@ -233,11 +233,7 @@ class Model:
 
     def rescue(self) -> list[tuple[str, int]]:
         """Return what a tick does, and forget the dead."""
-        dead = {
-            worker
-            for worker, (_, heartbeat) in self.workers.items()
-            if self.now - heartbeat >= STALLED_AFTER
-        }
+        dead = {worker for worker, (_, heartbeat) in self.workers.items() if self.now - heartbeat >= STALLED_AFTER}
         done = []
         for job in sorted(self.jobs.values(), key=lambda job: job.id):
             if job.status == "doing" and job.worker in dead:
@@ -330,12 +326,8 @@ class Walk:
         """Compare every job and every lock."""
         rows = self.db.rows(f"select id, {SEEN} from procrastinate.jobs")
         assert len(rows) == len(self.model.jobs)
-        assert {row[0]: tuple(row[1:]) for row in rows} == {
-            job.id: job.seen() for job in self.model.jobs.values()
-        }
-        rows = self.db.rows(
-            "select lock, running_job_id, next_job_id, waiting from procrastinate.locks"
-        )
+        assert {row[0]: tuple(row[1:]) for row in rows} == {job.id: job.seen() for job in self.model.jobs.values()}
+        rows = self.db.rows("select lock, running_job_id, next_job_id, waiting from procrastinate.locks")
         expected = set()
         for lock in ("x", "y"):
             running, line = self.model.running(lock), self.model.line(lock)
@@ -471,9 +463,7 @@ class Walk:
             assert (row.task, row.queue, row.priority) == (job.task, job.queue, job.priority)
             assert (row.attempts, row.abort_requested) == (job.attempts, False)
             self.seen["fetched under a lock" if job.lock else "fetched"] += 1
-            self.seen["fetched with others behind"] += bool(
-                job.lock and len(self.model.line(job.lock)) > 1
-            )
+            self.seen["fetched with others behind"] += bool(job.lock and len(self.model.line(job.lock)) > 1)
             self.seen["fetched again"] += job.attempts > 0
             self.model.claim(job, worker, row.token)
         self.runs += [(row.id, row.token) for row in fetched]
@@ -537,17 +527,10 @@ class Walk:
         worker, ends, self.capacity = self.worker(), self.ends(), self.random.randrange(4)
         self.told("work", worker=worker.id, capacity=self.capacity, **ends)
         *fetched, last = self.db.call(
-            "work_v1",
-            worker_id=worker.id,
-            capacity=self.capacity,
-            extra=0,
-            scan_from=None,
-            **ends,
+            "work_v1", worker_id=worker.id, capacity=self.capacity, extra=0, scan_from=None, **ends
         )
         verdicts = last.verdicts or []
-        self.judged(
-            ends, {(v["id"], v["token"]): (v["verdict"], v.get("status")) for v in verdicts}
-        )
+        self.judged(ends, {(v["id"], v["token"]): (v["verdict"], v.get("status")) for v in verdicts})
         self.claimed(worker.id, fetched)
         self.let_a_second_pass(ends)
 
@@ -682,12 +665,7 @@ def keeps_no_late_run(self: Model, run: tuple[int, int], keep: bool) -> tuple[st
 
 @pytest.mark.parametrize(
     ("method", "wrong"),
-    [
-        ("running", forgets_locks),
-        ("fetch", takes_any),
-        ("by_policy", retries_no_failure),
-        ("late", keeps_no_late_run),
-    ],
+    [("running", forgets_locks), ("fetch", takes_any), ("by_policy", retries_no_failure), ("late", keeps_no_late_run)],
 )
 def test_a_model_that_is_wrong_is_noticed(db, worker, shared, monkeypatch, method, wrong):
     """Else the test above would prove little."""

@@ -56,9 +56,7 @@ def test_a_dead_worker_knows_nothing(db):
     assert db.status(job_id) == "failed"
 
 
-@pytest.mark.parametrize(
-    ("queues", "status"), [(["q"], "todo"), (None, "todo"), (["other"], "failed"), ([], "failed")]
-)
+@pytest.mark.parametrize(("queues", "status"), [(["q"], "todo"), (None, "todo"), (["other"], "failed"), ([], "failed")])
 def test_a_worker_that_does_not_serve_the_queue_is_no_help(db, worker, queues, status):
     db.worker("expert", queues=queues, **KNOWS)
     job_id = db.defer("task", queue="q")

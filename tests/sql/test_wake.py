@@ -91,8 +91,7 @@ def test_an_autocommitted_batch_is_silent_while_nobody_waits(db, listener):
 
 
 @pytest.mark.parametrize(
-    ("queues", "wakes"),
-    [(None, True), (["q"], True), (["other", "q"], True), (["other"], False), ([], False)],
+    ("queues", "wakes"), [(None, True), (["q"], True), (["other", "q"], True), (["other"], False), ([], False)]
 )
 def test_an_autocommitted_defer_wakes_who_waits_for_its_queue(db, listener, queues, wakes):
     worker = db.worker(queues=queues)

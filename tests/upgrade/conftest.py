@@ -66,7 +66,7 @@ select 'protocols ' || p::text from procrastinate.protocol() as p
 union all
 select 'applied ' || concat_ws(' ', number, stage, slug, checksum) from procrastinate.migration
 order by 1
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture

@@ -41,9 +41,7 @@ def by_psql_from_get_schema(pg_server: Any, dsn: str) -> None:
 
 def by_get_schema_in_a_transaction(_: Any, dsn: str) -> None:
     with psycopg.connect(dsn) as conn:
-        settings = (
-            "select name, setting from pg_settings where name not like 'plpgsql.%' order by 1"
-        )
+        settings = "select name, setting from pg_settings where name not like 'plpgsql.%' order by 1"
         before = conn.execute(settings).fetchall()
         conn.execute(get_schema().encode())
         # whatever else the user does in this transaction goes by the user's own settings
@@ -56,13 +54,7 @@ def by_stages(_: Any, dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "install",
-    [
-        by_psql_from_the_script,
-        by_psql_from_get_schema,
-        by_get_schema_in_a_transaction,
-        by_stages,
-    ],
+    "install", [by_psql_from_the_script, by_psql_from_get_schema, by_get_schema_in_a_transaction, by_stages]
 )
 def test_every_way_gives_the_same_schema_and_record(
     pg_server: Any, dsn: str, empty_dsn: str, dump: Dump, install: Callable[[Any, str], None]
@@ -125,9 +117,7 @@ def test_twice_is_harmless(dsn: str, dump: Dump) -> None:
     assert dump(dsn) == before
 
 
-def test_functions_loaded_twice_change_nothing(
-    conn: psycopg.Connection[Any], dsn: str, dump: Dump
-) -> None:
+def test_functions_loaded_twice_change_nothing(conn: psycopg.Connection[Any], dsn: str, dump: Dump) -> None:
     before = dump(dsn)
     with conn.transaction():
         for path in _sqlfiles.function_files():
@@ -154,11 +144,7 @@ def test_what_was_applied_is_recorded(conn: psycopg.Connection[Any]) -> None:
 def latin1_dsn(pg_server: Any, empty_dsn: str) -> Iterator[str]:
     name = sql.Identifier(f"{conninfo_to_dict(empty_dsn)['dbname']}_latin1")
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
-        conn.execute(
-            sql.SQL("create database {} encoding 'LATIN1' locale 'C' template template0").format(
-                name
-            )
-        )
+        conn.execute(sql.SQL("create database {} encoding 'LATIN1' locale 'C' template template0").format(name))
         yield pg_server.dsn(name._obj[0])
         conn.execute(sql.SQL("drop database {} with (force)").format(name))
 

@@ -37,16 +37,7 @@ def start(dsn: str, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pyprocrastinate",
-            "-a",
-            "rolling.app",
-            "worker",
-            "-n",
-            "old",
-        ]
+        command = [sys.executable, "-m", "pyprocrastinate", "-a", "rolling.app", "worker", "-n", "old"]
         started.append(
             subprocess.Popen(
                 command,
@@ -73,18 +64,14 @@ def test_a_worker_lives_until_it_is_replaced(
     assert worker.stdout
 
     def runs(what: str) -> bool:
-        conn.execute(
-            "select procrastinate.defer('say', jsonb_build_object('what', %s::text))", [what]
-        )
+        conn.execute("select procrastinate.defer('say', jsonb_build_object('what', %s::text))", [what])
         assert worker.stdout
         return worker.stdout.readline() == f"{what}\n"
 
     assert runs("before")
 
     release.speaks_the_next_protocol()
-    release.add(
-        "migrations/pre/9001_more.sql", "alter table procrastinate.job add column more int;"
-    )
+    release.add("migrations/pre/9001_more.sql", "alter table procrastinate.job add column more int;")
     assert len(migrate(dsn, stage="pre")) == 2
     assert runs("between the stages")
     with pytest.raises(ProtocolInUse, match=r"old \(id \d+, protocol"):

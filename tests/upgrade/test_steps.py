@@ -31,9 +31,7 @@ def protocols(conn: Connection) -> Any:
 
 
 def register(conn: Connection, name: str = "ada", protocol: int = PROTOCOL) -> int:
-    row = conn.execute(
-        "select procrastinate.register_worker_v1(%s, protocol => %s)", [name, protocol]
-    ).fetchone()
+    row = conn.execute("select procrastinate.register_worker_v1(%s, protocol => %s)", [name, protocol]).fetchone()
     assert row
     return int(row[0])
 
@@ -79,13 +77,9 @@ def test_line_ends_do_not_count_as_a_change(dsn: str, release: Any) -> None:
     assert plan(dsn) == []
 
 
-def test_a_step_that_fails_leaves_nothing_and_says_where(
-    dsn: str, conn: Connection, release: Any
-) -> None:
+def test_a_step_that_fails_leaves_nothing_and_says_where(dsn: str, conn: Connection, release: Any) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
-    path = release.add(
-        "migrations/pre/9002_wrong.sql", "create table procrastinate.x ();\nselekt 1;"
-    )
+    path = release.add("migrations/pre/9002_wrong.sql", "create table procrastinate.x ();\nselekt 1;")
     with pytest.raises(MigrationError, match=r"^pre/9002_wrong\.sql, line 2: syntax error"):
         migrate(dsn)
     assert conn.execute("select to_regclass('procrastinate.x')").fetchone() == (None,)
@@ -93,9 +87,7 @@ def test_a_step_that_fails_leaves_nothing_and_says_where(
     assert names(migrate(dsn)) == ["pre/9002_wrong"]
 
 
-def test_a_step_is_safe_from_the_settings_of_the_role(
-    dsn: str, conn: Connection, release: Any
-) -> None:
+def test_a_step_is_safe_from_the_settings_of_the_role(dsn: str, conn: Connection, release: Any) -> None:
     release.add("migrations/pre/9001_slow.sql", "select pg_sleep(0.05);")
     release.add(
         "migrations/pre/9002_index.sql",
@@ -108,9 +100,7 @@ def test_a_step_is_safe_from_the_settings_of_the_role(
         "search_path = nowhere",
         "check_function_bodies = off",
     ):
-        conn.execute(
-            f'alter role current_user in database "{conn.info.dbname}" set {setting}'.encode()
-        )
+        conn.execute(f'alter role current_user in database "{conn.info.dbname}" set {setting}'.encode())
     assert names(migrate(dsn)) == ["pre/9001_slow", "pre/9002_index"]
 
 
@@ -144,10 +134,7 @@ def test_functions_are_loaded_all_or_none(dsn: str, conn: Connection, release: A
 def test_an_older_release_leaves_the_functions_of_a_newer_one(
     dsn: str, release: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    added = [
-        release.add("migrations/pre/9001_more.sql", ADD),
-        release.add("functions/98_more.sql", "select 1;"),
-    ]
+    added = [release.add("migrations/pre/9001_more.sql", ADD), release.add("functions/98_more.sql", "select 1;")]
     release.is_called("99.0")
     migrate(dsn)
     for path in added:
@@ -168,9 +155,7 @@ def test_the_newer_release_is_known_by_its_version_alone(dsn: str, release: Any)
     assert names(migrate(dsn)) == ["10.0.1"]
 
 
-def test_an_older_release_is_told_that_it_is_retired(
-    dsn: str, conn: Connection, release: Any
-) -> None:
+def test_an_older_release_is_told_that_it_is_retired(dsn: str, conn: Connection, release: Any) -> None:
     release.speaks_the_next_protocol()
     migrate(dsn)
     release.add("functions/01_protocol.sql", "select 1;")
@@ -179,9 +164,7 @@ def test_an_older_release_is_told_that_it_is_retired(
         migrate(dsn)
 
 
-def test_functions_are_replaced_under_those_who_call_them(
-    dsn: str, connect: Connect, release: Any
-) -> None:
+def test_functions_are_replaced_under_those_who_call_them(dsn: str, connect: Connect, release: Any) -> None:
     done = Event()
 
     def keep_deferring() -> int:
@@ -220,16 +203,12 @@ def test_grants_survive_a_load(dsn: str, conn: Connection, release: Any) -> None
     ).fetchone() == (True, True)
 
 
-def test_added_columns_do_not_upset_those_who_work_already(
-    dsn: str, conn: Connection, release: Any
-) -> None:
+def test_added_columns_do_not_upset_those_who_work_already(dsn: str, conn: Connection, release: Any) -> None:
     calls = ("fetch_v1(%s)", "idle_v1(%s)", "heartbeat_v1(%s)")
 
     def relations(kind: str) -> list[str]:
         rows = conn.execute(
-            "select relname from pg_class "
-            "where relnamespace = 'procrastinate'::regnamespace and relkind = %s",
-            [kind],
+            "select relname from pg_class where relnamespace = 'procrastinate'::regnamespace and relkind = %s", [kind]
         ).fetchall()
         assert rows
         return [name for (name,) in rows]
@@ -293,9 +272,7 @@ def test_a_worker_of_an_unknown_protocol_cannot_register(conn: Connection) -> No
         assert caught.value.diag.message_hint
 
 
-def test_post_waits_until_the_older_workers_are_gone(
-    dsn: str, conn: Connection, release: Any
-) -> None:
+def test_post_waits_until_the_older_workers_are_gone(dsn: str, conn: Connection, release: Any) -> None:
     release.speaks_the_next_protocol()
     old = register(conn, "grace")
     with pytest.raises(ProtocolInUse, match=f"grace .id {old}, protocol {PROTOCOL}.") as caught:
@@ -317,9 +294,7 @@ def test_a_dead_worker_does_not_hold_post_up(dsn: str, conn: Connection, release
     assert names(migrate(dsn)) == ["99.0", "post/9001_retire"]
 
 
-def test_a_worker_that_registers_meanwhile_is_seen(
-    dsn: str, conn: Connection, connect: Connect, release: Any
-) -> None:
+def test_a_worker_that_registers_meanwhile_is_seen(dsn: str, conn: Connection, connect: Connect, release: Any) -> None:
     release.speaks_the_next_protocol()
     migrate(dsn, stage="pre")
     with ThreadPoolExecutor() as pool:
@@ -350,11 +325,7 @@ def test_a_worker_that_registers_too_late_is_refused(
 
 
 def test_two_migrators_at_once_both_succeed(
-    dsn: str,
-    conn: Connection,
-    connect: Connect,
-    release: Any,
-    caplog: pytest.LogCaptureFixture,
+    dsn: str, conn: Connection, connect: Connect, release: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
     with ThreadPoolExecutor() as pool:
@@ -370,11 +341,7 @@ def test_two_migrators_at_once_both_succeed(
 
 
 def test_a_migrator_does_not_wait_for_ever(
-    dsn: str,
-    conn: Connection,
-    connect: Connect,
-    release: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    dsn: str, conn: Connection, connect: Connect, release: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
     with ThreadPoolExecutor() as pool:
@@ -426,9 +393,7 @@ def test_a_table_in_use_for_too_long_is_an_error(
     assert 30 < sum(pauses) < 120
 
 
-def test_an_index_is_built_while_a_job_is_deferred(
-    dsn: str, conn: Connection, connect: Connect, release: Any
-) -> None:
+def test_an_index_is_built_while_a_job_is_deferred(dsn: str, conn: Connection, connect: Connect, release: Any) -> None:
     release.add(
         "migrations/pre/9001_index.sql",
         "-- no-transaction\n"

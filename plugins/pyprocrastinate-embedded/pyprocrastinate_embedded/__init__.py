@@ -74,9 +74,7 @@ def join(place: str) -> Resolved:
     options = dict(parse_qsl(query))
     dbname = options.pop("dbname", "postgres")
     if not path or options:
-        raise EmbeddedError(
-            f"{PREFIX}{place}: write embedded:FOLDER or embedded:FOLDER?dbname=NAME"
-        )
+        raise EmbeddedError(f"{PREFIX}{place}: write embedded:FOLDER or embedded:FOLDER?dbname=NAME")
     folder = Path(path).expanduser().resolve()
     host, users = _join(folder)
     joined = Resolved(_conninfo(host, dbname))

@@ -82,9 +82,7 @@ def own_folder(folder: Path, mode: int) -> Path:
         mask = stat.S_IWOTH | (stat.S_IWGRP if is_root() else 0)
         safe = safe and found.st_uid == os.geteuid() and not found.st_mode & mask
     if not safe:
-        raise Refusal(
-            f"{folder} is no folder, or others own it or may write to it: name another folder"
-        )
+        raise Refusal(f"{folder} is no folder, or others own it or may write to it: name another folder")
     return folder
 
 
@@ -108,10 +106,7 @@ def supervise(folder: Path, bindir: Path, temporary: Mapping[str, object] | None
     """Run the server of a folder until nobody uses it; `temporary` ones, with settings, vanish."""
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with (
-        open_lock(folder / "supervisor.lock") as present,
-        open_lock(folder / "users.lock") as users,
-    ):
+    with open_lock(folder / "supervisor.lock") as present, open_lock(folder / "users.lock") as users:
         lock(present)
         cluster = None
         try:
@@ -261,8 +256,7 @@ def _account(data: Path) -> Account | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid
     raise Refusal(
-        "PostgreSQL does not run as root, and there is no account postgres or nobody: "
-        "run this as an ordinary user"
+        "PostgreSQL does not run as root, and there is no account postgres or nobody: run this as an ordinary user"
     )
 
 

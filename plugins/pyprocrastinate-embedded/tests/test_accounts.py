@@ -109,9 +109,7 @@ def test_a_folder_that_somebody_else_has_prepared_is_refused(home: Path) -> None
     assert Path("/etc").stat().st_uid == owner
 
 
-def test_a_socket_folder_that_is_not_the_servers_own_is_not_used_again(
-    home: Path, folder: Path
-) -> None:
+def test_a_socket_folder_that_is_not_the_servers_own_is_not_used_again(home: Path, folder: Path) -> None:
     trap = home / "trap"
     trap.mkdir(mode=0o755)
     (folder / "socket").write_text(str(trap))  # as a supervisor leaves it that is killed
@@ -125,10 +123,7 @@ def test_data_live_elsewhere_where_the_account_cannot_reach_the_folder(home: Pat
     private = home / "private"
     private.mkdir(mode=0o700)
     dsn = f"embedded:{private}/db"
-    with (
-        embedded.resolve(dsn) as resolved,
-        psycopg.connect(resolved.conninfo, autocommit=True) as conn,
-    ):
+    with embedded.resolve(dsn) as resolved, psycopg.connect(resolved.conninfo, autocommit=True) as conn:
         conn.execute("create table kept as select 7 as number")
     elsewhere = Path((private / "db" / "location").read_text())
     assert elsewhere.parent == Path("/var/lib/pyprocrastinate")
@@ -161,9 +156,7 @@ def private_binaries(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 @pytest.mark.long
 @root_only
-def test_binaries_that_the_account_cannot_reach_are_copied_once(
-    folder: Path, private_binaries: Path
-) -> None:
+def test_binaries_that_the_account_cannot_reach_are_copied_once(folder: Path, private_binaries: Path) -> None:
     cache = Path("/var/cache/pyprocrastinate")
     before = set(cache.glob("*"))
     for _ in range(2):
@@ -188,13 +181,7 @@ def reachable_python(how: dict[str, Any]) -> str:
 
 
 @root_only
-@pytest.mark.parametrize(
-    "selection",
-    [
-        "only_user or umask",
-        pytest.param("not ordinary_user", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("selection", ["only_user or umask", pytest.param("not ordinary_user", marks=pytest.mark.long)])
 def test_an_ordinary_user_is_served_as_well(home: Path, selection: str) -> None:
     """Run the other tests of this folder as one."""
     here = Path(__file__).parent
@@ -206,12 +193,7 @@ def test_an_ordinary_user_is_served_as_well(home: Path, selection: str) -> None:
     pytest_here = ["-m", "pytest", str(here), "-k", selection, "-q", "-p", "no:cacheprovider"]
     tests = subprocess.run(
         [reachable_python(how), *pytest_here],
-        env={
-            "PATH": os.defpath,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": ":".join(path),
-            "TMPDIR": str(home),
-        },
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ":".join(path), "TMPDIR": str(home)},
         capture_output=True,
         text=True,
         check=False,

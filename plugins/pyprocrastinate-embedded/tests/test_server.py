@@ -72,9 +72,6 @@ def test_settings_are_postgresqls_and_hold_over_a_restart() -> None:
 
 
 def test_a_durable_server_keeps_postgresqls_own_settings() -> None:
-    with (
-        embedded.Server(durable=True) as server,
-        psycopg.connect(server.conninfo()) as conn,
-    ):
+    with embedded.Server(durable=True) as server, psycopg.connect(server.conninfo()) as conn:
         for name in ("fsync", "synchronous_commit", "full_page_writes"):
             assert conn.execute(f"show {name}").fetchone() == ("on",)

@@ -21,9 +21,7 @@ from .conftest import DEADLINE, User, parent_of, wait_for_end
 
 Use = Callable[..., User]
 
-linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux ends a process together with its parent"
-)
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process together with its parent")
 
 
 def query(conninfo: str, statement: str) -> object:
@@ -89,9 +87,7 @@ def test_a_database_that_the_dsn_names_is_made(folder: Path) -> None:
             assert again.conninfo == resolved.conninfo
 
 
-def test_a_relative_folder_is_the_same_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_folder_is_the_same_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     with embedded.resolve("embedded:db") as one, embedded.resolve(f"embedded:{folder}") as other:
         assert one.conninfo == other.conninfo
@@ -109,9 +105,7 @@ def test_the_server_stops_when_its_only_user_is_killed(folder: Path, use: Use) -
     assert "database system is shut down" in (folder / "server.log").read_text()
 
 
-def test_the_server_survives_the_death_of_the_process_that_started_it(
-    folder: Path, use: Use
-) -> None:
+def test_the_server_survives_the_death_of_the_process_that_started_it(folder: Path, use: Use) -> None:
     dsn = f"embedded:{folder}"
     starter = use(dsn)
     starter.conninfo()
@@ -121,9 +115,7 @@ def test_the_server_survives_the_death_of_the_process_that_started_it(
 
 
 @linux_only
-def test_the_server_dies_with_its_supervisor_and_comes_back_where_it_was(
-    folder: Path, use: Use
-) -> None:
+def test_the_server_dies_with_its_supervisor_and_comes_back_where_it_was(folder: Path, use: Use) -> None:
     dsn = f"embedded:{folder}"
     with embedded.resolve(dsn) as old:
         query(old.conninfo, "create table before_death as select 7 as number")
@@ -138,9 +130,7 @@ def test_the_server_dies_with_its_supervisor_and_comes_back_where_it_was(
 
 
 @linux_only
-def test_a_start_right_after_the_supervisor_was_killed_waits_for_the_old_server(
-    folder: Path, use: Use
-) -> None:
+def test_a_start_right_after_the_supervisor_was_killed_waits_for_the_old_server(folder: Path, use: Use) -> None:
     dsn = f"embedded:{folder}"
     user = use(dsn)
     user.conninfo()
@@ -235,18 +225,12 @@ def test_a_starter_that_is_killed_leaves_nothing_that_the_next_one_trips_over(
 
 
 @linux_only
-def test_data_that_were_being_made_when_everybody_was_killed_are_made_anew(
-    home: Path, use: Use
-) -> None:
+def test_data_that_were_being_made_when_everybody_was_killed_are_made_anew(home: Path, use: Use) -> None:
     dsn = f"embedded:{home}/db"
     starter = use(dsn, TMPDIR=str(home))  # where what it cannot tidy away is found
     wait_until((home / "db" / "pgdata.new" / "global").exists)
     listing = subprocess.check_output(["ps", "-eww", "-o", "pid=,args="], text=True).splitlines()
-    supervisor = [
-        int(line.split()[0])
-        for line in listing
-        if "_supervisor.py" in line and f'"{home}/db"' in line
-    ]
+    supervisor = [int(line.split()[0]) for line in listing if "_supervisor.py" in line and f'"{home}/db"' in line]
     starter.kill()
     for pid in supervisor:
         os.kill(pid, signal.SIGKILL)
