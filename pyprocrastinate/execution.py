@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -30,55 +31,35 @@ if TYPE_CHECKING:
 _WEIGHT = 0.05
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Run:
     """One claim of a job, from its fetch to its verdict."""
 
-    __slots__ = (
-        "_job",
-        "cancellable",
-        "claim",
-        "described",
-        "ended_at",
-        "error",
-        "fetched_at",
-        "handle",
-        "headers",
-        "id",
-        "kwargs",
-        "lost",
-        "outcome",
-        "reason",
-        "refused",
-        "result",
-        "started_at",
-        "task",
-        "timestamp",
-        "token",
-        "worker_id",
-    )
+    claim: operations.Row
+    task: Task[..., Any, ...] | None
+    worker_id: int
+    fetched_at: float
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reason: AbortReason | None = None
+    cancellable: bool = False
+    lost: bool = False
+    refused: bool = False
+    handle: asyncio.Task[None] | None = None
+    error: BaseException | None = None
+    result: Any = None
+    outcome: str = "released"
+    described: str | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    timestamp: float = 0.0
+    id: int = dataclasses.field(init=False)
+    token: int = dataclasses.field(init=False)
+    _job: Job | None = None
 
-    def __init__(
-        self, claim: operations.Row, task: Task[..., Any, ...] | None, worker_id: int, fetched_at: float
-    ) -> None:
-        self.claim = claim
-        self.id: int = claim[0]
-        self.token: int = claim[1]
-        self.task = task
-        self.worker_id = worker_id
-        self.fetched_at = fetched_at
-        self.kwargs: dict[str, Any] = {}
-        self.headers: dict[str, Any] = {}
-        self.reason = AbortReason.USER_REQUEST if claim[12] else None
-        self.cancellable = False
-        self.lost = False
-        self.refused = False
-        self.handle: asyncio.Task[None] | None = None
-        self.error: BaseException | None = None
-        self.result: Any = None
-        self.outcome = "released"
-        self.described: str | None = None
-        self.started_at = self.ended_at = self.timestamp = 0.0
-        self._job: Job | None = None
+    def __post_init__(self) -> None:
+        self.id, self.token = self.claim[:2]
+        if self.claim[12]:
+            self.reason = AbortReason.USER_REQUEST
 
     @classmethod
     def unseen(cls, job_id: int, token: int, worker_id: int) -> Run:
