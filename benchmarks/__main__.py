@@ -28,33 +28,37 @@ def main() -> int:
     systems = [find(name) for name in peers.present]
     plan = Plan(options.rounds or (1 if options.quick else 3), options.quick, systems)
     tables: list[Table] = []
+    problems = list(peers.missing)
     begin = time.strftime("%Y-%m-%d %H:%M")
     with Harness(peers.interpreters) as harness:
         versions = harness.versions() | peers.versions
         for name in _names(options.only, WORKLOADS):
-            measured = import_module(f"benchmarks.workloads.{name}").measure(harness, plan)
+            try:
+                measured = import_module(f"benchmarks.workloads.{name}").measure(harness, plan)
+            except BenchmarkError as error:
+                problems.append(f"failed: {name}: {error}")
+                continue
             for table in measured:
                 print(report.markdown(table), end="\n\n", flush=True)
             tables += measured
+            if options.json:
+                written = {
+                    "at": begin,
+                    "versions": versions,
+                    "command": sys.argv[1:],
+                    "problems": problems,
+                    "tables": [vars(table) for table in tables],
+                }
+                Path(options.json).write_text(json.dumps(written, indent=1))
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + f"; {begin}")
-    for line in peers.missing:
-        print(line)
-    if options.json:
-        written = {
-            "at": begin,
-            "versions": versions,
-            "command": sys.argv[1:],
-            "missing": peers.missing,
-            "tables": [vars(table) for table in tables],
-        }
-        Path(options.json).write_text(json.dumps(written, indent=1))
-    return 1 if peers.missing else 0
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Measure this queue beside others, on a PostgreSQL of its own.",
+        prog="python -m benchmarks", description="Measure this queue beside others, on a PostgreSQL of its own."
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round")
     parser.add_argument("--only", default=",".join(WORKLOADS), help="of %(default)s")
@@ -74,7 +78,5 @@ def _names(given: str, known: tuple[str, ...]) -> list[str]:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BenchmarkError as error:
-        sys.exit(f"benchmarks: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

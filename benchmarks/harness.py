@@ -82,9 +82,7 @@ class Harness:
         self.stack = contextlib.ExitStack()
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.server = self.stack.enter_context(Server(durable=True, settings=SETTINGS))
-        self.admin = self.stack.enter_context(
-            psycopg.connect(self.server.conninfo(), autocommit=True)
-        )
+        self.admin = self.stack.enter_context(psycopg.connect(self.server.conninfo(), autocommit=True))
         self.admin.execute("create extension pg_stat_statements")
         return self
 
@@ -305,9 +303,7 @@ def _held(dsn: str) -> Iterator[None]:
 class Child:
     """A process of the benchmark."""
 
-    def __init__(
-        self, python: Path, system: str, part: str, options: dict[str, Any], log: Path
-    ) -> None:
+    def __init__(self, python: Path, system: str, part: str, options: dict[str, Any], log: Path) -> None:
         self.name = f"{system} {part}"
         self.log: IO[bytes] = log.open("w+b")
         self.process = subprocess.Popen(

@@ -87,9 +87,7 @@ def find(name: str) -> System:
     return system
 
 
-async def one_by_one(
-    links: list[psycopg.AsyncConnection[Any]], statement: LiteralString, count: int
-) -> float:
+async def one_by_one(links: list[psycopg.AsyncConnection[Any]], statement: LiteralString, count: int) -> float:
     """Defer jobs with a statement that takes their arguments; return the seconds it took."""
     numbers = iter(range(count))
 

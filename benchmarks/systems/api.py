@@ -42,10 +42,7 @@ class Api(System):
         async with app.open_async():
             worker = asyncio.create_task(
                 app.run_worker_async(
-                    concurrency=work.concurrency,
-                    queues=work.queues,
-                    install_signal_handlers=False,
-                    **options,
+                    concurrency=work.concurrency, queues=work.queues, install_signal_handlers=False, **options
                 )
             )
             stop = asyncio.create_task(work.stop.wait())

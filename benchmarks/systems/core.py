@@ -70,9 +70,7 @@ class Core(System):
         keep = self.variant != "delete"
         conn = await connect(work.dsn)
         cursor = conn.cursor(binary=True)
-        await cursor.execute(
-            "select procrastinate.register_worker_v1('bench', %s::text[])", [work.queues]
-        )
+        await cursor.execute("select procrastinate.register_worker_v1('bench', %s::text[])", [work.queues])
         row = await cursor.fetchone()
         assert row
         worker = row[0]

@@ -80,8 +80,7 @@ class Minq(System):
                 )
             else:
                 await cursor.execute(
-                    f"select id, args from q.ff_{finish}(%s::bigint[], %s, %s::int, 1)",
-                    (done, queue, capacity),
+                    f"select id, args from q.ff_{finish}(%s::bigint[], %s, %s::int, 1)", (done, queue, capacity)
                 )
             rows = await cursor.fetchall()
             last = max((row[0] for row in rows), default=0)

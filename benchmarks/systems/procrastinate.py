@@ -31,9 +31,7 @@ class Procrastinate(Api):
 
     def pending(self, conn: Connection) -> int:
         """Count what waits or runs."""
-        row = conn.execute(
-            "select count(*) from procrastinate_jobs where status in ('todo', 'doing')"
-        ).fetchone()
+        row = conn.execute("select count(*) from procrastinate_jobs where status in ('todo', 'doing')").fetchone()
         assert row
         return int(row[0])
 

@@ -53,9 +53,7 @@ class Prototype(System):
     def occupy(self, conn: Connection, lock: str) -> None:
         """Claim a job under the lock."""
         conn.execute(
-            "select p.defer_many('{t}', array['{}']::jsonb[], '{default}', null, array[%s], null,"
-            " null, null)",
-            [lock],
+            "select p.defer_many('{t}', array['{}']::jsonb[], '{default}', null, array[%s], null, null, null)", [lock]
         )
         assert conn.execute("select p.work(99, '{}', '{}', null, null, 1, null)").rowcount == 2
 
@@ -95,9 +93,7 @@ class Prototype(System):
         begin = time.monotonic()
         for _ in range(count // size):
             await cursor.execute(
-                "select p.defer_many(%s::text[], %s::jsonb[], %s::text[], null, null, null, null,"
-                " null)",
-                columns,
+                "select p.defer_many(%s::text[], %s::jsonb[], %s::text[], null, null, null, null, null)", columns
             )
             assert len(await cursor.fetchall()) == size
         seconds = time.monotonic() - begin

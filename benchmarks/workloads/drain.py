@@ -21,17 +21,13 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
                 load = Load(plan.scaled(system.drained[concurrency]))
                 result = harness.drain(system, Drain(concurrency, load))
                 measured.add(f"{system.name}/{concurrency}", result)
-            plan.progress(
-                f"drain: round {number + 1} of {plan.rounds}, concurrency {concurrency} done"
-            )
+            plan.progress(f"drain: round {number + 1} of {plan.rounds}, concurrency {concurrency} done")
     rows = []
     for concurrency in 1, 10, 100:
         for system in systems:
             key = f"{system.name}/{concurrency}"
             floor = FLOORS.get(system.name)
-            beside_peers = [
-                times(measured.ratios(key, f"{peer.name}/{concurrency}")) for peer in plan.peers
-            ]
+            beside_peers = [times(measured.ratios(key, f"{peer.name}/{concurrency}")) for peer in plan.peers]
             rows.append(
                 [
                     str(concurrency),
@@ -51,8 +47,7 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
     columns += ["server CPU µs", "client CPU µs"]
     title = "Drain: one worker process, no-op async task; costs per job"
     sentences = [
-        f"At concurrency 100, {OURS[0]} does {times(measured.ratios(f'{OURS[0]}/100', key))} "
-        f"the jobs of {peer.label}."
+        f"At concurrency 100, {OURS[0]} does {times(measured.ratios(f'{OURS[0]}/100', key))} the jobs of {peer.label}."
         for peer in plan.peers
         if (key := f"{peer.name}/100")
     ]

@@ -48,11 +48,7 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
                     result = harness.drain(systems[name], drain)
                     situations.add(f"{situation.title}/{name}/{key}", result)
             plan.progress(f"storage: round {number + 1}, {situation.title} done")
-    return [
-        _batches(batches, systems),
-        _bulk(bulk, systems),
-        _situation_table(situations, systems, _situations(plan)),
-    ]
+    return [_batches(batches, systems), _bulk(bulk, systems), _situation_table(situations, systems, _situations(plan))]
 
 
 def _there(name: str) -> bool:
@@ -75,11 +71,7 @@ def _situations(plan: Plan) -> list[Situation]:
     churn = Load(n(500_000))
     return [
         Situation("waiting, same queue", Drain(100, Load(million), seconds=8), empty),
-        Situation(
-            "waiting, another queue",
-            with_rest(Load(million, queue="'other'"), queues=["default"]),
-            empty,
-        ),
+        Situation("waiting, another queue", with_rest(Load(million, queue="'other'"), queues=["default"]), empty),
         Situation("scheduled a year ahead", with_rest(Load(million, scheduled=True)), empty),
         Situation("finished", with_rest(Load(million, finished=True)), empty),
         Situation("blocked, one batch", with_rest(blocked, occupied="blocked"), empty),
@@ -87,11 +79,7 @@ def _situations(plan: Plan) -> list[Situation]:
         Situation("10 locks", over_locks(10), small),
         Situation("10,000 locks", over_locks(n(10_000)), small),
         Situation("10 locks, horizon held", over_locks(10, hold=True), over_locks(10)),
-        Situation(
-            "10,000 locks, horizon held",
-            over_locks(n(10_000), hold=True),
-            over_locks(n(10_000)),
-        ),
+        Situation("10,000 locks, horizon held", over_locks(n(10_000), hold=True), over_locks(n(10_000))),
         Situation(
             "40,000 on 10 locks, horizon held",
             Drain(10, Load(n(40_000), lock="'lock ' || g % 10"), hold=True, seconds=40),
@@ -103,11 +91,7 @@ def _situations(plan: Plan) -> list[Situation]:
             empty,
             ("minq:archive-cursor", "core", "prototype"),
         ),
-        Situation(
-            "list of 10 queues",
-            Drain(100, Load(n(100_000), queue="'q' || g % 10"), queues=TEN_QUEUES),
-            empty,
-        ),
+        Situation("list of 10 queues", Drain(100, Load(n(100_000), queue="'q' || g % 10"), queues=TEN_QUEUES), empty),
     ]
 
 
@@ -147,9 +131,7 @@ def _bulk(measured: Measured, systems: dict[str, System]) -> Table:
     return Table("Storage: 1,000 defers a call", columns, rows, measured.raw)
 
 
-def _situation_table(
-    measured: Measured, systems: dict[str, System], situations: list[Situation]
-) -> Table:
+def _situation_table(measured: Measured, systems: dict[str, System], situations: list[Situation]) -> Table:
     rows = []
     for situation in situations:
         for name in filter(_there, situation.systems):
