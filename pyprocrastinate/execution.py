@@ -40,6 +40,7 @@ class Run:
     worker_id: int
     fetched_at: float
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    headers: dict[str, Any] = dataclasses.field(default_factory=dict)
     reason: AbortReason | None = None
     cancellable: bool = False
     lost: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -164,7 +164,7 @@ def protocol() -> Call[tuple[int, int]]:
 # What a worker says. Arrays go as text: that is an order of magnitude cheaper than a list.
 
 
-def register(*, name: str, queues: Sequence[str] | None, protocol: int, stalled_after: float, **json: str) -> Call[int]:
+def register(*, name: str, queues: Iterable[str] | None, protocol: int, stalled_after: float, **json: str) -> Call[int]:
     args = {
         "name": name,
         "queues": None if queues is None else list(queues),

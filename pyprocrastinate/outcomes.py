@@ -1,20 +1,26 @@
 """
-How a run ended, as the schema wants to be told.
+How runs ended: described as the schema wants to be told, sent, and what it answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pyprocrastinate import exceptions, payload
+import psycopg
+
+from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.execution import Run
 from pyprocrastinate.job_context import AbortReason
+from pyprocrastinate.joblog import JobLog
 from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.link import Link, is_passing
 from pyprocrastinate.operations import Outcomes
 
+_RESEND_SECONDS = 0.2
 _REASONS = {AbortReason.USER_REQUEST: "user", AbortReason.SHUTDOWN: "shutdown"}
 
 
@@ -108,3 +114,86 @@ class Describer:
                 extra={"action": "job_result_not_stored", "job_id": run.id},
             )
             return None
+
+
+class Outbox:
+    """
+    Runs that ended, until their outcomes are accepted.
+
+    One that is refused for a state of the database that will pass is held back for a moment; any
+    other refusal turns it into a failure, which is surely understood.
+    """
+
+    def __init__(self, describer: Describer, link: Link, log: JobLog, woken: asyncio.Event) -> None:
+        self.describer = describer
+        self.runs: list[Run] = []
+        self._held_back: set[Run] = set()
+        self._link = link
+        self._log = log
+        self._woken = woken
+
+    def __len__(self) -> int:
+        return len(self.runs) + len(self._held_back)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter([*self.runs, *self._held_back])
+
+    def put(self, run: Run) -> None:
+        self.describer.describe(run)
+        self.runs.append(run)
+
+    def take(self) -> list[Run]:
+        """Return what is to be told now."""
+        batch, self.runs = self.runs, []
+        return batch
+
+    def put_back(self, batch: Sequence[Run]) -> None:
+        """Keep what could not be told."""
+        self.runs[:0] = batch
+
+    def settle(self, batch: Sequence[Run], verdicts: Sequence[Mapping[str, Any]]) -> None:
+        """Heed what the schema made of the outcomes."""
+        by_token = {verdict["token"]: verdict for verdict in verdicts}
+        if not by_token and not self._log.wanted:
+            return
+        for run in batch:
+            match by_token.get(run.token):
+                case None:
+                    self._log.ended(run, "succeeded", None)
+                case {"verdict": "refused", "sqlstate": sqlstate} as verdict:
+                    self._resend(run, sqlstate, verdict.get("message"))
+                case {"verdict": "stale"}:
+                    self._log.warn(run, "job_stale", "was given to another worker; its outcome does not count")
+                case verdict:
+                    self._log.ended(run, verdict.get("status"), verdict.get("retry_at"))
+
+    def _resend(self, run: Run, sqlstate: str, message: str | None) -> None:
+        if is_passing(sqlstate):
+            if not self._link.expired:
+                self._held_back.add(run)
+                asyncio.get_running_loop().call_later(_RESEND_SECONDS, self._send_again, run)
+        elif not run.refused:
+            run.refused = True
+            error = exceptions.ConnectorException(f"the outcome was refused: {message} ({sqlstate})")
+            self.describer.describe_failure(run, error)
+            self.runs.append(run)
+        else:
+            self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", message)
+
+    def _send_again(self, run: Run) -> None:
+        self._held_back.discard(run)
+        self.runs.append(run)
+        self._woken.set()
+
+    async def tell_alone(self, run: Run, cause: psycopg.Error, worker_id: int) -> None:
+        """Tell one outcome by itself, after a call with others failed; if it is to blame, as a failure."""
+        for attempt in range(2):
+            if attempt:
+                self.describer.describe_failure(run, operations.translate(cause))
+            call = operations.finish(worker_id, self.describer.gather([run]))
+            try:
+                self.settle([run], await self._link.call(call))
+                return
+            except psycopg.Error as error:
+                cause = error
+        self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", cause)

@@ -10,21 +10,22 @@ Nothing that a notification says is believed: it only makes the worker look.
 from __future__ import annotations
 
 import hashlib
-import logging
 import random
 import selectors
 import socket
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from pyprocrastinate import operations
-from pyprocrastinate.connector import PsycopgConnector
 from pyprocrastinate.link import backoff, sever, stop_preparing
+
+if TYPE_CHECKING:
+    from pyprocrastinate.shift import Shift
+    from pyprocrastinate.worker import Worker
 
 CHANNEL = "procrastinate_v1"
 # However many notifications come, the database is asked this often at most.
@@ -32,48 +33,19 @@ _SHORTEST_INTERVAL = 0.05
 _TICK_JITTER = 0.05
 
 
-class Patient(Protocol):
-    """Whose pulse it is; each method is called from the thread."""
-
-    def beat(self, sent_at: float) -> None:
-        """The worker was registered when asked at this time."""
-
-    def lost(self, worker_id: int) -> None:
-        """The worker is no longer registered."""
-
-    def abort(self, job_ids: list[int]) -> None:
-        """These are to be stopped."""
-
-    def wake(self) -> None:
-        """A job may be ready."""
-
-    def ticked(self, events: list[operations.Row]) -> None:
-        """The clock's work was done."""
-
-
 class Pulse:
     """
     The thread; `worker_id` may change while it runs, and None keeps it from speaking for anybody.
     """
 
-    def __init__(
-        self,
-        connector: PsycopgConnector,
-        patient: Patient,
-        logger: logging.Logger,
-        *,
-        queues: Iterable[str] | None,
-        listen: bool,
-        heartbeat_interval: float,
-        abort_interval: float,
-    ) -> None:
+    def __init__(self, worker: Worker, patient: Shift) -> None:
         self.worker_id: int | None = None
-        self._connector = connector
+        self._connector = worker.connector
         self._patient = patient
-        self._logger = logger
-        self._listen = listen
-        self._interval = min(heartbeat_interval, abort_interval)
-        self._payloads = None if queues is None else {wake_payload(queue) for queue in queues}
+        self._logger = worker.logger
+        self._listen = worker.listen_notify
+        self._interval = min(worker.update_heartbeat_interval, worker.abort_job_polling_interval)
+        self._payloads = None if worker.queues is None else {wake_payload(queue) for queue in worker.queues}
         self._connection: psycopg.Connection[Any] | None = None
         self._beat_at = self._beat_no_sooner = 0.0
         self._tick_at: float | None = None

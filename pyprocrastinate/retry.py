@@ -20,30 +20,24 @@ from pyprocrastinate.types import TimeDeltaParams
 RetryValue: TypeAlias = "bool | int | BaseRetryStrategy"
 
 
+@dataclasses.dataclass(kw_only=True)
 class RetryDecision:
     """
     Run the job again: at once, at a time or after a while, and perhaps elsewhere. None leaves as it
     was.
     """
 
-    def __init__(
-        self,
-        *,
-        retry_at: datetime.datetime | None = None,
-        retry_in: TimeDeltaParams | None = None,
-        priority: int | None = None,
-        queue: str | None = None,
-        lock: str | None = None,
-    ) -> None:
-        if retry_at is not None and retry_in is not None:
+    retry_at: datetime.datetime | None = None
+    retry_in: TimeDeltaParams | None = None
+    priority: int | None = None
+    queue: str | None = None
+    lock: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.retry_at is not None and self.retry_in is not None:
             raise ValueError("retry_at and retry_in exclude each other")
-        if retry_at is not None and retry_at.utcoffset() is None:
+        if self.retry_at is not None and self.retry_at.utcoffset() is None:
             raise ValueError("retry_at needs a time zone")
-        self.retry_at = retry_at
-        self.retry_in = retry_in
-        self.priority = priority
-        self.queue = queue
-        self.lock = lock
 
     def as_outcome(self) -> dict[str, Any]:
         """Return what an outcome carries as `retry`."""

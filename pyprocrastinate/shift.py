@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import json
-import os
 import random
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pyprocrastinate import exceptions, operations, payload, periodic
+from pyprocrastinate import exceptions, operations, periodic
 from pyprocrastinate.execution import Execution, Run
-from pyprocrastinate.job_context import AbortReason, JobContext
+from pyprocrastinate.job_context import AbortReason
 from pyprocrastinate.joblog import JobLog
-from pyprocrastinate.link import Link, Unreachable, is_passing
-from pyprocrastinate.outcomes import Describer
-from pyprocrastinate.protocol import PROTOCOL, check_protocol
+from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.link import Link, Unreachable
+from pyprocrastinate.outcomes import Describer, Outbox
+from pyprocrastinate.protocol import check_protocol
 from pyprocrastinate.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ _AHEAD_JOBS = 400
 _AHEAD_LIES = 0.5
 # How long a worker with nothing left to run goes on telling a database that does not answer.
 _PARTING_SECONDS = 3.0
-_RESEND_SECONDS = 0.2
 _DUE_JITTER = 0.01
 NOT_REGISTERED = "JQ004"
 
@@ -65,22 +62,13 @@ class Shift:
         self._loop = asyncio.get_running_loop()
         self._log = JobLog(worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args)
         self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
-        self._pulse = Pulse(
-            worker.connector,
-            self,
-            worker.logger,
-            queues=worker.queues,
-            listen=worker.listen_notify,
-            heartbeat_interval=worker.update_heartbeat_interval,
-            abort_interval=worker.abort_job_polling_interval,
-        )
+        self._pulse = Pulse(worker, self)
         self._execution = Execution(
-            worker.concurrency, worker.connector.json_loads, self._make_context, self._log.started, self._ended
+            worker.concurrency, worker.connector.json_loads, worker.make_context, self._log.started, self._ended
         )
-        self._describer = Describer(worker.delete_jobs, worker.connector.json_dumps, worker.logger)
-        self._outbox: list[Run] = []
-        self._held_back: set[Run] = set()
         self._woken = asyncio.Event()
+        describer = Describer(DeleteJobCondition(worker.delete_jobs), worker.connector.json_dumps, worker.logger)
+        self._outbox = Outbox(describer, self._link, self._log, self._woken)
         self._stopping = False
         self._failure: psycopg.Error | None = None
         self._alive_at = 0.0
@@ -140,22 +128,8 @@ class Shift:
         self._watch()
 
     async def _register(self) -> None:
-        app = self.worker.app
-        max_delay = app.periodic_defaults.get("max_delay", periodic.DEFAULT_MAX_DELAY)
-        schedules = [schedule.as_schedule(max_delay) for schedule in app.periodic_registry.periodic_tasks.values()]
-        info = {"host": socket.gethostname(), "pid": os.getpid(), "concurrency": self.worker.concurrency}
         sent_at = monotonic()
-        self.worker_id = await self._link.call(
-            operations.register(
-                name=self.worker.worker_name,
-                queues=self.worker.queues,
-                tasks=payload.encode({name: t.as_registered() for name, t in app.tasks.items()}),
-                schedules=payload.encode(schedules, self.worker.connector.json_dumps),
-                protocol=PROTOCOL,
-                stalled_after=self.worker.stalled_worker_timeout,
-                info=json.dumps(info),
-            )
-        )
+        self.worker_id = await self._link.call(self.worker.registration())
         self._alive_at = sent_at
         self._pulse.worker_id = self.worker_id
         self._pulse.poke()
@@ -177,7 +151,7 @@ class Shift:
             raise self._failure
 
     def _take_loss(self, error: Unreachable) -> None:
-        lost = len(self._outbox) + len(self._held_back)
+        lost = len(self._outbox)
         self.logger.error(
             "The database could not be told how %s jobs ended; they will be run again: %s",
             lost,
@@ -199,7 +173,7 @@ class Shift:
             if self._link.interrupted and self.worker_id is not None:
                 await self._reconcile(self.worker_id)
             fetches = self._hungry and execution.free > 0 and not self._stopping
-            if self._outbox or fetches:
+            if self._outbox.runs or fetches:
                 await self._exchange()
             elif self._has_ended():
                 return
@@ -207,15 +181,15 @@ class Shift:
                 await self._rest()
 
     def _has_ended(self) -> bool:
-        idle = not (self._execution.busy or self._execution.waiting or self._held_back)
+        idle = not (self._execution.busy or self._execution.waiting or len(self._outbox))
         return idle and (self._stopping or self._drained)
 
     async def _exchange(self) -> None:
         """Tell what ended and fetch what fits."""
-        batch, self._outbox = self._outbox, []
+        batch = self._outbox.take()
         self._drained = False
         worker_id, capacity = self.worker_id, max(0, self._execution.free)
-        outcomes = self._describer.gather(batch)
+        outcomes = self._outbox.describer.gather(batch)
         try:
             if self._stopping or worker_id is None:
                 verdicts = await self._link.call(operations.finish(worker_id or 0, outcomes))
@@ -225,12 +199,12 @@ class Shift:
                 work = await self._link.call(call)
                 claims, verdicts, self._scan = work.claims, work.verdicts, work.scan_next
         except Unreachable:
-            self._outbox[:0] = batch
+            self._outbox.put_back(batch)
             raise
         except psycopg.Error as error:
             await self._on_refusal(error, batch)
             return
-        self._settle(batch, verdicts)
+        self._outbox.settle(batch, verdicts)
         if claims and worker_id is not None:
             self._accept(worker_id, claims)
         if capacity > len(claims):
@@ -240,26 +214,14 @@ class Shift:
 
     async def _on_refusal(self, error: psycopg.Error, batch: list[Run]) -> None:
         if error.sqlstate == NOT_REGISTERED:
-            self._outbox[:0] = batch
+            self._outbox.put_back(batch)
             self._lose("it is no longer registered")
         elif batch:
             # One of them, or the fetch, is to blame: whoever is, the others shall not suffer.
             for run in batch:
-                await self._tell_alone(run, error)
+                await self._outbox.tell_alone(run, error, self.worker_id or 0)
         else:
             self._fail(error)
-
-    async def _tell_alone(self, run: Run, cause: psycopg.Error) -> None:
-        for attempt in range(2):
-            if attempt:
-                self._describer.describe_failure(run, operations.translate(cause))
-            call = operations.finish(self.worker_id or 0, self._describer.gather([run]))
-            try:
-                self._settle([run], await self._link.call(call))
-                return
-            except psycopg.Error as error:
-                cause = error
-        self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", cause)
 
     def _ahead(self) -> int:
         """Return how many jobs to fetch beyond free slots."""
@@ -313,7 +275,7 @@ class Shift:
         in_vain = not ready or self._looks > 0
         self._looks += 1
         self._hungry = ready
-        busy = self._execution.busy or self._outbox or self._held_back
+        busy = self._execution.busy or len(self._outbox)
         self._drained = in_vain and not self.worker.wait and not busy
 
     # Outcomes
@@ -323,48 +285,13 @@ class Shift:
         if run.lost and run.outcome == "aborted":
             self._log.warn(run, "job_lost", "has stopped; others will run it")
         else:
-            self._describer.describe(run)
-            self._outbox.append(run)
+            self._outbox.put(run)
         self._woken.set()
         self._part()
 
-    def _settle(self, batch: Sequence[Run], verdicts: Sequence[Mapping[str, Any]]) -> None:
-        """Heed what the schema made of the outcomes."""
-        by_token = {verdict["token"]: verdict for verdict in verdicts}
-        if not by_token and not self._log.wanted:
-            return
-        for run in batch:
-            match by_token.get(run.token):
-                case None:
-                    self._log.ended(run, "succeeded", None)
-                case {"verdict": "refused", "sqlstate": sqlstate} as verdict:
-                    self._resend(run, sqlstate, verdict.get("message"))
-                case {"verdict": "stale"}:
-                    self._log.warn(run, "job_stale", "was given to another worker; its outcome does not count")
-                case verdict:
-                    self._log.ended(run, verdict.get("status"), verdict.get("retry_at"))
-
-    def _resend(self, run: Run, sqlstate: str, message: str | None) -> None:
-        if is_passing(sqlstate):
-            if not self._link.expired:
-                self._held_back.add(run)
-                self._loop.call_later(_RESEND_SECONDS, self._send_again, run)
-        elif not run.refused:
-            run.refused = True
-            error = exceptions.ConnectorException(f"the outcome was refused: {message} ({sqlstate})")
-            self._describer.describe_failure(run, error)
-            self._outbox.append(run)
-        else:
-            self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", message)
-
-    def _send_again(self, run: Run) -> None:
-        self._held_back.discard(run)
-        self._outbox.append(run)
-        self._woken.set()
-
     async def _reconcile(self, worker_id: int) -> None:
         """Give back what was fetched by a call whose answer never came."""
-        known = {run.token for run in (*self._execution.all(), *self._outbox, *self._held_back)}
+        known = {run.token for run in (*self._execution.all(), *self._outbox)}
         held = await self._link.call(operations.held(worker_id))
         self._link.interrupted = False
         for job_id, token in held:
@@ -453,15 +380,3 @@ class Shift:
     def _on_tick(self, events: list[operations.Row]) -> None:
         self._log.ticked(events)
         self._on_wake()
-
-    def _make_context(self, run: Run) -> JobContext:
-        return JobContext(
-            app=self.worker.app,
-            worker_name=self.worker.worker_name,
-            worker_queues=self.worker.queues,
-            job=run.job,
-            token=run.token,
-            start_timestamp=run.timestamp,
-            additional_context=self.worker.additional_context.copy(),
-            abort_reason=lambda: run.reason,
-        )

@@ -5,22 +5,30 @@ The worker as its user sees it: options, start and stop.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import logging
+import os
+import socket
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from pyprocrastinate import exceptions
+from pyprocrastinate import exceptions, operations, payload, periodic
 from pyprocrastinate.connector import PsycopgConnector
+from pyprocrastinate.job_context import JobContext
 from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.protocol import PROTOCOL
 from pyprocrastinate.shift import Shift
 from pyprocrastinate.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from pyprocrastinate.app import App
+    from pyprocrastinate.execution import Run
     from pyprocrastinate.tasks import Task
 
 
+@dataclasses.dataclass(eq=False)
 class Worker:
     """
     Runs jobs until it is stopped; it can be run again then.
@@ -47,49 +55,35 @@ class Worker:
         log_args: Whether logs may hold arguments of jobs.
     """
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        queues: Iterable[str] | None = None,
-        name: str | None = "worker",
-        concurrency: int = 1,
-        wait: bool = True,
-        fetch_job_polling_interval: float = 5.0,
-        abort_job_polling_interval: float = 5.0,
-        shutdown_graceful_timeout: float | None = None,
-        listen_notify: bool = True,
-        delete_jobs: str | DeleteJobCondition = DeleteJobCondition.NEVER,
-        additional_context: dict[str, Any] | None = None,
-        install_signal_handlers: bool = True,
-        update_heartbeat_interval: float = 10.0,
-        stalled_worker_timeout: float = 30.0,
-        prefetch: bool = True,
-        log_args: bool = True,
-    ) -> None:
-        if concurrency < 1:
+    app: App
+    _: dataclasses.KW_ONLY
+    queues: Iterable[str] | None = None
+    name: str | None = "worker"
+    concurrency: int = 1
+    wait: bool = True
+    fetch_job_polling_interval: float = 5.0
+    abort_job_polling_interval: float = 5.0
+    shutdown_graceful_timeout: float | None = None
+    listen_notify: bool = True
+    delete_jobs: str | DeleteJobCondition = DeleteJobCondition.NEVER
+    additional_context: dict[str, Any] | None = None
+    install_signal_handlers: bool = True
+    update_heartbeat_interval: float = 10.0
+    stalled_worker_timeout: float = 30.0
+    prefetch: bool = True
+    log_args: bool = True
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
             raise ValueError("concurrency must be at least 1")
-        if not 0 < update_heartbeat_interval <= stalled_worker_timeout / 2:
+        if not 0 < self.update_heartbeat_interval <= self.stalled_worker_timeout / 2:
             raise ValueError("update_heartbeat_interval must be at most half of stalled_worker_timeout")
-        if not isinstance(app.connector, PsycopgConnector):
+        if not isinstance(self.app.connector, PsycopgConnector):
             raise exceptions.SyncConnectorConfigurationError
-        self.app = app
-        self.connector = app.connector
-        self.queues = None if queues is None else list(queues)
-        self.worker_name = name or "worker"
-        self.concurrency = concurrency
-        self.wait = wait
-        self.fetch_job_polling_interval = fetch_job_polling_interval
-        self.abort_job_polling_interval = abort_job_polling_interval
-        self.shutdown_graceful_timeout = shutdown_graceful_timeout
-        self.listen_notify = listen_notify
-        self.delete_jobs = DeleteJobCondition(delete_jobs)
-        self.additional_context = additional_context or {}
-        self.install_signal_handlers = install_signal_handlers
-        self.update_heartbeat_interval = update_heartbeat_interval
-        self.stalled_worker_timeout = stalled_worker_timeout
-        self.prefetch = prefetch
-        self.log_args = log_args
+        self.connector = self.app.connector
+        self.queues = None if self.queues is None else list(self.queues)
+        self.worker_name = self.name or "worker"
+        self.delete_jobs = DeleteJobCondition(self.delete_jobs)
         self.logger = logging.getLogger(f"{__name__}.{self.worker_name}")
         self._shift: Shift | None = None
         self._stop_requested = False
@@ -104,6 +98,32 @@ class Worker:
         if task := self.app.tasks.get(task_name):
             return task
         raise exceptions.TaskNotFound(f"there is no task {task_name}")
+
+    def registration(self) -> operations.Call[int]:
+        """Return the call that makes the worker, its tasks and its schedules known."""
+        max_delay = self.app.periodic_defaults.get("max_delay", periodic.DEFAULT_MAX_DELAY)
+        schedules = [schedule.as_schedule(max_delay) for schedule in self.app.periodic_registry.periodic_tasks.values()]
+        return operations.register(
+            name=self.worker_name,
+            queues=self.queues,
+            tasks=payload.encode({name: task.as_registered() for name, task in self.app.tasks.items()}),
+            schedules=payload.encode(schedules, self.connector.json_dumps),
+            protocol=PROTOCOL,
+            stalled_after=self.stalled_worker_timeout,
+            info=json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "concurrency": self.concurrency}),
+        )
+
+    def make_context(self, run: Run) -> JobContext:
+        return JobContext(
+            app=self.app,
+            worker_name=self.worker_name,
+            worker_queues=self.queues,
+            job=run.job,
+            token=run.token,
+            start_timestamp=run.timestamp,
+            additional_context=dict(self.additional_context or {}),
+            abort_reason=lambda: run.reason,
+        )
 
     def stop(self) -> None:
         """

@@ -93,3 +93,16 @@ select s.name, s.value, s.description
    ('retention', c.retention, 'by status, how long finished jobs are kept; null or absent: for ever')
  ) as s (name, value, description);
 comment on view procrastinate.settings is 'Settings and their values; change them with set_setting.';
+
+create or replace view procrastinate.schedules as
+select s.name, s.kind, s.task, s.cron, s.timezone, s.args, s.catch_up, s.max_delay, s.queue, s.priority, s.lock,
+       s.queueing_lock, s.enabled, s.last_tick, s.next_tick,
+       s.kind = 'sql' or exists (
+         select from procrastinate.worker as w
+          where w.heartbeat_at > procrastinate.now_() - w.stalled_after
+            and w.schedules @> jsonb_build_array(jsonb_build_object('name', s.name))) as live,
+       s.options, s.retry_at
+  from procrastinate.schedule as s;
+comment on view procrastinate.schedules is
+'What shall run when: made by schedule() (kind sql) or declared by workers (kind declared), which fires while one of them lives. '
+'last_tick is the newest that fired or was passed over; retry_at is set after an error.';
