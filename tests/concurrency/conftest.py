@@ -34,9 +34,7 @@ def backstop(conn: psycopg.Connection[Any]) -> Iterator[None]:
     conn.execute(BACKSTOP)
     yield
     conn.execute("select pg_stat_force_next_flush()")
-    deadlocks = conn.execute(
-        "select deadlocks from pg_stat_database where datname = current_database()"
-    ).fetchone()
+    deadlocks = conn.execute("select deadlocks from pg_stat_database where datname = current_database()").fetchone()
     assert deadlocks == (0,)
 
 
@@ -61,8 +59,7 @@ def register(conn: psycopg.Connection[Any]) -> Register:
 
     def register(queues: list[str] | None = None, stalled_after: str | None = None) -> int:
         row = conn.execute(
-            "select procrastinate.register_worker_v1('w', %s, stalled_after => %s)",
-            [queues, stalled_after],
+            "select procrastinate.register_worker_v1('w', %s, stalled_after => %s)", [queues, stalled_after]
         ).fetchone()
         assert row is not None
         return int(row[0])
@@ -77,8 +74,7 @@ def defer(conn: psycopg.Connection[Any]) -> Callable[..., int]:
     def defer(lock: str | None = None, **more: Any) -> int:
         names = ["task", "lock", *more]
         row = conn.execute(
-            f"select procrastinate.defer({', '.join(f'{n} => %s' for n in names)})",
-            ["task", lock, *more.values()],
+            f"select procrastinate.defer({', '.join(f'{n} => %s' for n in names)})", ["task", lock, *more.values()]
         ).fetchone()
         assert row is not None
         return int(row[0])

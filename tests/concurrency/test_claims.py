@@ -28,9 +28,7 @@ def attempts(session: Session, job: int) -> tuple[Any, ...]:
     return row
 
 
-def test_a_tick_leaves_a_job_alone_that_is_just_ending(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_tick_leaves_a_job_alone_that_is_just_ending(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")
@@ -65,9 +63,7 @@ def test_whoever_ends_a_run_during_its_rescue_is_told_that_it_is_stale(
     assert attempts(a, job) == ("todo", 1)
 
 
-def test_a_success_during_a_rescue_is_stale(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_success_during_a_rescue_is_stale(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker, other = register(), register()
     jobs = [defer(), defer("L")]
@@ -129,9 +125,7 @@ def test_a_worker_that_works_on_while_it_is_found_dead_is_in_nobodys_way(
         ticked = tick.start(TICK)
         _halted(ticked)
         halted = not ticked.done()
-        worked = work.start(
-            "select id from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", worker
-        )
+        worked = work.start("select id from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", worker)
         _halted(worked)
         keeper.run(gates.OPEN)
         ticked.rows()
@@ -151,9 +145,7 @@ def _halted(step: Step) -> None:
         pass
 
 
-def test_an_operators_retry_takes_a_run_away_while_it_ends(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_an_operators_retry_takes_a_run_away_while_it_ends(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")
@@ -181,9 +173,7 @@ def test_an_operators_retry_waits_for_the_end_of_the_run_and_then_retries_it(
     assert attempts(a, job) == ("todo", 1)
 
 
-def test_two_operators_retry_a_finished_job_once(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_two_operators_retry_a_finished_job_once(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer()
@@ -198,9 +188,7 @@ def test_two_operators_retry_a_finished_job_once(
     assert a.run("select id, status from procrastinate.jobs") == [(job, "todo")]
 
 
-def test_an_abort_and_the_end_of_the_run(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_an_abort_and_the_end_of_the_run(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")
@@ -268,9 +256,7 @@ def test_the_end_of_a_batch_beside_aborts_of_the_same_jobs_in_one_transaction(
     assert ended.rows() == [(job, "ok") for job in jobs]
 
 
-def test_a_worker_takes_leave_while_one_of_its_runs_ends(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_worker_takes_leave_while_one_of_its_runs_ends(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     first, second = defer("L"), defer("M")
@@ -284,9 +270,7 @@ def test_a_worker_takes_leave_while_one_of_its_runs_ends(
     assert attempts(a, second) == ("succeeded", 1)
 
 
-def test_a_run_that_ends_after_its_worker_took_leave(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_run_that_ends_after_its_worker_took_leave(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     jobs = [defer("L"), defer("M")]
@@ -299,9 +283,7 @@ def test_a_run_that_ends_after_its_worker_took_leave(
     assert [attempts(a, j) for j in jobs] == [("todo", 0)] * 2
 
 
-def test_a_purge_passes_over_a_job_that_is_being_retried(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_purge_passes_over_a_job_that_is_being_retried(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     kept, gone = defer(), defer()
@@ -353,9 +335,7 @@ def test_a_job_completed_in_an_open_transaction(
     assert states() == {behind: "r"}
 
 
-def test_a_job_completed_by_two_transactions_counts_once(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_job_completed_by_two_transactions_counts_once(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")
@@ -375,9 +355,7 @@ def test_a_job_completed_by_two_transactions_counts_once(
     assert a.one("select count(*) from effect") == 1
 
 
-def test_a_job_completed_while_it_is_given_away_is_refused(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_job_completed_while_it_is_given_away_is_refused(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")
@@ -400,8 +378,7 @@ def test_a_replace_does_not_bend_the_queue_of_a_fetch(
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["lock => 'L', schedule_in => '1 hour'", "lock => 'M'", "lock => 'L', priority => -9"],
+    "change", ["lock => 'L', schedule_in => '1 hour'", "lock => 'M'", "lock => 'L', priority => -9"]
 )
 def test_a_replace_does_not_bend_the_line_of_a_lock(
     conn: psycopg.Connection[Any], session: Sessions, register: Register, defer: Defer, change: str
@@ -410,9 +387,7 @@ def test_a_replace_does_not_bend_the_line_of_a_lock(
     _race_a_replace(conn, session, register(), defer, change)
 
 
-def _race_a_replace(
-    conn: psycopg.Connection[Any], session: Sessions, worker: int, defer: Defer, change: str
-) -> None:
+def _race_a_replace(conn: psycopg.Connection[Any], session: Sessions, worker: int, defer: Defer, change: str) -> None:
     gates.install(conn)
     a, b, keeper = session(), session(), session()
     for stop in range(1, 1000):
@@ -428,10 +403,7 @@ def _race_a_replace(
         fetched = a.start(fetch(worker))
         _halted(fetched)
         halted = not fetched.done()
-        replaced = b.start(
-            "select procrastinate.defer("
-            f"'t', queueing_lock => 'q', on_conflict => 'replace', {change})"
-        )
+        replaced = b.start(f"select procrastinate.defer('t', queueing_lock => 'q', on_conflict => 'replace', {change})")
         _halted(replaced)
         keeper.run(gates.OPEN)
         got = [row[0] for row in fetched.rows()]

@@ -54,9 +54,7 @@ def test_a_job_deferred_while_its_lock_is_passed_on_is_called_up(
     assert states() == {late: "r"}
 
 
-def test_two_fetches_never_both_get_a_lock(
-    session: Sessions, register: Register, defer: Defer, states: States
-) -> None:
+def test_two_fetches_never_both_get_a_lock(session: Sessions, register: Register, defer: Defer, states: States) -> None:
     a, b = session(), session()
     worker, other = register(), register()
     first = defer("L")
@@ -70,9 +68,7 @@ def test_two_fetches_never_both_get_a_lock(
     assert states() == {first: "x", second: "w"}
 
 
-def test_two_fetches_share_many_locks_out(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_two_fetches_share_many_locks_out(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker, other = register(), register()
     ids = [defer(lock) for lock in ("L", "M", "L", "M")]
@@ -294,9 +290,7 @@ def test_a_replace_takes_the_head_away_from_a_fetch(
     head = defer("L", queueing_lock="q")
     second = defer("L")
     a.run("begin")
-    replaced = a.one(
-        f"select procrastinate.defer('t', {change}, queueing_lock => 'q', on_conflict => 'replace')"
-    )
+    replaced = a.one(f"select procrastinate.defer('t', {change}, queueing_lock => 'q', on_conflict => 'replace')")
     assert replaced == head
     assert b.run(fetch(worker)) == []
     a.run(ends)
@@ -317,8 +311,7 @@ def test_a_replace_waits_for_a_fetch_and_then_defers_another_job(
     a.run("begin")
     a.run(fetch(worker))
     replaced = b.start(
-        "select procrastinate.defer("
-        "'t', lock => 'L', queueing_lock => 'q', on_conflict => 'replace')"
+        "select procrastinate.defer('t', lock => 'L', queueing_lock => 'q', on_conflict => 'replace')"
     ).blocked()
     a.run("commit")
     other = replaced.one()
@@ -343,9 +336,7 @@ def test_a_retry_in_time_keeps_its_place_at_the_head(
     assert [row[0] for row in b.run(fetch(other))] == [head]
 
 
-@pytest.mark.parametrize(
-    "takes_away", ["select procrastinate.cancel({})", "select procrastinate.defer('t', {})"]
-)
+@pytest.mark.parametrize("takes_away", ["select procrastinate.cancel({})", "select procrastinate.defer('t', {})"])
 def test_who_is_called_up_instead_of_another_is_announced_to_idle_workers(
     session: Sessions, register: Register, defer: Defer, takes_away: str
 ) -> None:

@@ -25,9 +25,7 @@ def status(session: Session, job: int) -> Any:
     return session.one("select status from procrastinate.jobs where id = %s", job)
 
 
-def test_a_defer_blocks_nobody(
-    session: Sessions, register: Register, defer: Defer, states: States
-) -> None:
+def test_a_defer_blocks_nobody(session: Sessions, register: Register, defer: Defer, states: States) -> None:
     a, b = session(), session()
     worker = register()
     running = defer("L", queueing_lock="q")
@@ -59,24 +57,18 @@ def test_a_defer_blocks_nobody(
     assert order == [hidden[0], waiting, *hidden[1:]]
 
 
-def test_a_defer_with_a_queueing_lock_waits_for_another_to_commit(
-    session: Sessions, defer: Defer
-) -> None:
+def test_a_defer_with_a_queueing_lock_waits_for_another_to_commit(session: Sessions, defer: Defer) -> None:
     a, b = session(), session()
     a.run("begin")
     first = a.one("select procrastinate.defer('t', queueing_lock => 'q')")
-    second = b.start(
-        "select procrastinate.defer('t', queueing_lock => 'q', on_conflict => 'ignore')"
-    ).blocked()
+    second = b.start("select procrastinate.defer('t', queueing_lock => 'q', on_conflict => 'ignore')").blocked()
     third = defer(queueing_lock="another")
     a.run("commit")
     assert second.one() == first
     assert third != first
 
 
-def test_a_defer_with_a_queueing_lock_takes_the_place_of_one_rolled_back(
-    session: Sessions,
-) -> None:
+def test_a_defer_with_a_queueing_lock_takes_the_place_of_one_rolled_back(session: Sessions) -> None:
     a, b = session(), session()
     a.run("begin")
     first = a.one("select procrastinate.defer('t', queueing_lock => 'q')")
@@ -125,9 +117,7 @@ def test_a_job_does_not_go_back_while_its_queueing_lock_is_in_doubt(
         assert b.run(*end(worker, claim, outcome, **more)) == [("ok", "todo", None)]
 
 
-def test_a_doubtful_outcome_does_not_hold_its_batch_up(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_doubtful_outcome_does_not_hold_its_batch_up(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     jobs = [defer(queueing_lock=f"q{n}") for n in range(3)]
@@ -195,9 +185,7 @@ def test_an_operator_is_told_that_a_queueing_lock_is_in_doubt(
     assert b.one("select procrastinate.retry(%s)", job) is True
 
 
-def test_of_two_ticks_one_works_and_none_waits(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_of_two_ticks_one_works_and_none_waits(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     jobs = [defer("L"), defer()]
@@ -227,9 +215,7 @@ def test_a_heartbeat_beside_a_tick_that_finds_its_worker_dead(
     assert raised.value.sqlstate == "JQ004"
 
 
-def test_a_tick_beside_a_heartbeat_leaves_the_worker_alive(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_tick_beside_a_heartbeat_leaves_the_worker_alive(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     defer()
@@ -251,15 +237,10 @@ def test_two_workers_register_the_same_tasks(session: Sessions) -> None:
     second = b.start(call, '{"x": {"queue": "b"}, "y": {"queue": "b"}}').blocked()
     a.run("commit")
     assert second.one() > first
-    assert a.run("select name, queue from procrastinate.tasks order by name") == [
-        ("x", "b"),
-        ("y", "b"),
-    ]
+    assert a.run("select name, queue from procrastinate.tasks order by name") == [("x", "b"), ("y", "b")]
 
 
-def test_a_retry_puts_back_what_its_rollback_takes(
-    session: Sessions, register: Register, defer: Defer
-) -> None:
+def test_a_retry_puts_back_what_its_rollback_takes(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
     job = defer("L")

@@ -61,9 +61,7 @@ class Worker:
 
 
 @pytest.fixture(params=["heads", "lanes"])
-def worker(
-    request: pytest.FixtureRequest, conn: psycopg.Connection[Any], register: Register
-) -> Worker:
+def worker(request: pytest.FixtureRequest, conn: psycopg.Connection[Any], register: Register) -> Worker:
     """A worker of all queues, which scans from the head each time, or with lanes."""
     if request.param == "lanes":
         always_lanes(conn)
@@ -97,12 +95,7 @@ def test_a_better_job_is_in_the_very_next_fetch(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("how", ["committed late", "retried", "released", "due"])
 def test_a_job_ready_late_is_fetched_within_a_second(
-    conn: psycopg.Connection[Any],
-    worker: Worker,
-    session: Sessions,
-    defer: Defer,
-    size: int,
-    how: str,
+    conn: psycopg.Connection[Any], worker: Worker, session: Sessions, defer: Defer, size: int, how: str
 ) -> None:
     other = session()
     other.run("begin")
@@ -124,12 +117,7 @@ def test_a_job_ready_late_is_fetched_within_a_second(
         conn.execute("update procrastinate.worker set heartbeat_at = procrastinate.now_()")
     else:
         late, token, *_ = worker.claims[0]
-        told = {
-            "id": late,
-            "token": token,
-            "outcome": "failed" if how == "retried" else "released",
-            "retry": {"in": 0},
-        }
+        told = {"id": late, "token": token, "outcome": "failed" if how == "retried" else "released", "retry": {"in": 0}}
         # ended by somebody else, as after a restart: this worker's own are handed to it anyway
         other.run("rollback")
         other.run(
@@ -193,11 +181,7 @@ def test_jobs_beyond_the_free_slots_come_in_order_too(
 
 @pytest.mark.parametrize("queues", [None, ["default"], ["default", "other"]])
 def test_a_fetch_looks_past_what_somebody_holds(
-    conn: psycopg.Connection[Any],
-    session: Sessions,
-    register: Register,
-    defer: Defer,
-    queues: list[str] | None,
+    conn: psycopg.Connection[Any], session: Sessions, register: Register, defer: Defer, queues: list[str] | None
 ) -> None:
     other = session()
     worker = Worker(conn, register(queues))
@@ -214,9 +198,7 @@ def clients(connect: Callable[..., Any], register: Register) -> list[Worker]:
     return [Worker(connect(), register()) for _ in range(2)]
 
 
-def test_two_workers_take_turns_in_order(
-    conn: psycopg.Connection[Any], clients: list[Worker], defer: Defer
-) -> None:
+def test_two_workers_take_turns_in_order(conn: psycopg.Connection[Any], clients: list[Worker], defer: Defer) -> None:
     jobs = [defer(priority=n % 3) for n in range(12)]
     expected = sorted(jobs, key=lambda job: (-(jobs.index(job) % 3), job))
     a, b = clients

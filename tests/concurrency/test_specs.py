@@ -31,9 +31,7 @@ def test_there_are_specs() -> None:
 @pytest.mark.needs_tool(TOOL)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_spec(dsn: str, spec: Path) -> None:
-    done = subprocess.run(
-        [TOOL, dsn], check=False, input=spec.read_text(), capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([TOOL, dsn], check=False, input=spec.read_text(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     # an id depends on what ran before in the same database
     assert re.sub(r"job \d+", "job N", done.stdout) == spec.with_suffix(".out").read_text()

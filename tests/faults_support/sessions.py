@@ -98,10 +98,7 @@ def fetch(worker: int, capacity: int = 10) -> str:
 def finish(worker: int, *claims: Row) -> str:
     """Return the statement by which plain successes are told; its rows are (id, verdict)."""
     ids, tokens = [c[0] for c in claims], [c[1] for c in claims]
-    return (
-        "select id, verdict from procrastinate.finish_v1("
-        f"{worker}, array{ids}::bigint[], array{tokens}::bigint[])"
-    )
+    return f"select id, verdict from procrastinate.finish_v1({worker}, array{ids}::bigint[], array{tokens}::bigint[])"
 
 
 def end(worker: int, claim: Row, outcome: str, **more: Any) -> tuple[str, str]:
