@@ -114,8 +114,8 @@ begin
       v_left_rank := coalesce(v_left_rank, l.left_rank);
     end if;
     exit when cardinality(ids) >= v_want or not v_more;
-    -- what was scanned is mostly blocked: go on in larger steps
-    v_size := greatest(v_want - cardinality(ids), 500);
+    -- what was scanned is mostly blocked: go on in larger steps, but others pass over what this holds and does not take
+    v_size := greatest(v_want - cardinality(ids), least(v_size * 2, 500));
   end loop;
   scan_next := procrastinate._scan_next(
     scan_next, v_lanes, v_seen, v_took, coalesce(v_left_rank, case when v_more then v_to_rank end), v_ms);
