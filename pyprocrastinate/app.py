@@ -116,17 +116,19 @@ class App(Blueprint):
         """
         Tell whether the database has the schema; raises ConnectorException if it cannot be asked.
         """
-        with _tolerating_no_schema() as has_schema:
+        try:
             self.connector.run(operations.protocol())
-            has_schema.append(True)
-        return bool(has_schema)
+            return True
+        except exceptions.ConnectorException as error:
+            return _no_schema(error)
 
     async def check_connection_async(self) -> bool:
         """Do as `check_connection`."""
-        with _tolerating_no_schema() as has_schema:
+        try:
             await self.connector.run_async(operations.protocol())
-            has_schema.append(True)
-        return bool(has_schema)
+            return True
+        except exceptions.ConnectorException as error:
+            return _no_schema(error)
 
     def configure_task(
         self, name: str, *, allow_unknown: bool = True, **options: Unpack[ConfigureTaskOptions]
@@ -195,13 +197,7 @@ class _Opening:
         await self._app.close_async()
 
 
-@contextmanager
-def _tolerating_no_schema() -> Iterator[list[bool]]:
-    has_schema: list[bool] = []
-    try:
-        yield has_schema
-    except exceptions.ConnectorException as error:
-        cause = error.__cause__
-        missing = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
-        if has_schema or not isinstance(cause, missing):
-            raise
+def _no_schema(error: exceptions.ConnectorException) -> bool:
+    if isinstance(error.__cause__, psycopg.errors.InvalidSchemaName | psycopg.errors.UndefinedFunction):
+        return False
+    raise error

@@ -110,11 +110,8 @@ class Blueprint:
             task.blueprint = self
         for periodic in blueprint.periodic_registry.periodic_tasks.values():
             self.periodic_registry.register(periodic)
-        logger.debug(
-            "Loaded %s tasks from a blueprint",
-            len(added),
-            extra={"action": "loading_blueprint", "namespace": namespace, "tasks": list(added)},
-        )
+        extra = {"action": "loading_blueprint", "namespace": namespace, "tasks": list(added)}
+        logger.debug("Loaded %s tasks from a blueprint", len(added), extra=extra)
 
     def deferrer(self, task_name: str, options: ConfigureTaskOptions) -> JobDeferrer:
         """Return a deferrer for jobs of this task; only an app can."""

@@ -39,14 +39,10 @@ class Commands(click.Group):
             raise click.ClickException(explain(error)) from error
 
 
-@click.group(
-    cls=Commands,
-    context_settings={
-        "auto_envvar_prefix": "PROCRASTINATE",
-        "help_option_names": ["-h", "--help"],
-        "show_default": True,
-    },
-)
+_SETTINGS = {"auto_envvar_prefix": "PROCRASTINATE", "help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.group(cls=Commands, context_settings=_SETTINGS)
 @click.option("-a", "--app", metavar="PATH", help="Dotted path to the app, as in `myapp.queue.app`.")
 @click.option(
     "--dsn",

@@ -40,16 +40,9 @@ class JobDeferrer:
         self.task_kwargs: JSONDict = options.get("task_kwargs") or {}
         self.log_args = log_args
         self.schedule_at, schedule_in = _when(options.get("schedule_at"), options.get("schedule_in"))
-        described: dict[str, Any] = {
-            "task": task_name,
-            "queue": options.get("queue"),
-            "priority": options.get("priority"),
-            "lock": options.get("lock"),
-            "queueing_lock": options.get("queueing_lock"),
-            "schedule_at": self.schedule_at and self.schedule_at.isoformat(),
-            "schedule_in": schedule_in,
-        }
-        self.options = {key: value for key, value in described.items() if value is not None}
+        described: dict[str, Any] = {key: options.get(key) for key in ("queue", "priority", "lock", "queueing_lock")}
+        described |= {"schedule_at": self.schedule_at and self.schedule_at.isoformat(), "schedule_in": schedule_in}
+        self.options = {"task": task_name} | {key: value for key, value in described.items() if value is not None}
 
     def defer(self, **task_kwargs: JSONValue) -> int:
         """Defer a job and return its id."""
@@ -119,18 +112,10 @@ class _Deferral:
         logger.log(level, "%s: %s", message, calls, extra={"action": action, "jobs": jobs})
 
     def _job(self, job_id: int | None, kwargs: JSONDict) -> Job:
-        options = self.deferrer.options
-        return Job(
-            id=job_id,
-            status="todo",
-            task_name=options["task"],
-            queue=options.get("queue", "default"),
-            priority=options.get("priority", 0),
-            lock=options.get("lock"),
-            queueing_lock=options.get("queueing_lock"),
-            scheduled_at=self.deferrer.schedule_at,
-            task_kwargs=kwargs,
-        )
+        unset: dict[str, Any] = {"queue": "default", "lock": None, "queueing_lock": None}
+        given = {key: value for key, value in self.deferrer.options.items() if not key.startswith("schedule_")}
+        options = unset | given | {"scheduled_at": self.deferrer.schedule_at, "task_kwargs": kwargs}
+        return Job(id=job_id, status="todo", task_name=options.pop("task"), **options)
 
 
 def _when(

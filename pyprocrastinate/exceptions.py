@@ -141,6 +141,9 @@ class UniqueViolation(ConnectorException):
         self.queueing_lock = queueing_lock
 
 
+REFUSALS: dict[str, type[Refused]] = {}
+
+
 class Refused(ConnectorException):
     """
     The schema refused a call.
@@ -151,6 +154,11 @@ class Refused(ConnectorException):
 
     sqlstates: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, *, sqlstates: str = "") -> None:
+        super().__init_subclass__()
+        cls.sqlstates = tuple(sqlstates.split())
+        REFUSALS.update(dict.fromkeys(cls.sqlstates, cls))
+
     def __init__(self, message: str | None = None, *, detail: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.detail = detail
@@ -160,143 +168,93 @@ class Refused(ConnectorException):
         return "\n".join(part for part in (super().__str__(), self.detail, self.hint) if part)
 
 
-class JobNotFound(Refused):
+class JobNotFound(Refused, sqlstates="JQ001"):
     """There is no such job."""
 
-    sqlstates = ("JQ001",)
 
-
-class TokenNotCurrent(Refused):
+class TokenNotCurrent(Refused, sqlstates="JQ002"):
     """The job is no longer the caller's: its run has ended, or another worker has it."""
 
-    sqlstates = ("JQ002",)
 
-
-class WrongJobState(Refused):
+class WrongJobState(Refused, sqlstates="JQ003"):
     """The job's state does not allow this."""
 
-    sqlstates = ("JQ003",)
 
-
-class WorkerNotRegistered(Refused):
+class WorkerNotRegistered(Refused, sqlstates="JQ004"):
     """The worker is not registered, or no longer."""
 
-    sqlstates = ("JQ004",)
 
-
-class ProtocolNotSpoken(Refused):
+class ProtocolNotSpoken(Refused, sqlstates="JQ005"):
     """The schema and this release do not speak the same worker protocol."""
 
-    sqlstates = ("JQ005",)
 
-
-class WrongIsolationLevel(Refused):
+class WrongIsolationLevel(Refused, sqlstates="JQ006"):
     """Workers need READ COMMITTED."""
 
-    sqlstates = ("JQ006",)
 
-
-class TestClockNotEnabled(Refused):
+class TestClockNotEnabled(Refused, sqlstates="JQ023"):
     """The test clock is not enabled, or the caller does not own the schema."""
 
     __test__ = False
-    sqlstates = ("JQ023",)
 
 
-class ProtocolInUse(Refused):
+class ProtocolInUse(Refused, sqlstates="JQ901"):
     """A live worker still speaks an older protocol, so the post stage must wait."""
 
-    sqlstates = ("JQ901",)
 
-
-class InvalidValue(Refused, ValueError):
+class InvalidValue(Refused, ValueError, sqlstates="22023"):
     """An argument is not acceptable."""
 
-    sqlstates: ClassVar[tuple[str, ...]] = ("22023",)
 
-
-class InvalidText(InvalidValue):
+class InvalidText(InvalidValue, sqlstates="22P02 22P05"):
     """
     PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity.
     """
 
-    sqlstates = ("22P02", "22P05")
 
-
-class ArgsNotAnObject(InvalidValue):
+class ArgsNotAnObject(InvalidValue, sqlstates="JQ010"):
     """The arguments, or the headers, are not a JSON object."""
 
-    sqlstates = ("JQ010",)
 
-
-class ArgsTooDeep(InvalidValue):
+class ArgsTooDeep(InvalidValue, sqlstates="JQ011"):
     """The arguments are nested too deep."""
 
-    sqlstates = ("JQ011",)
 
-
-class ArgsTooLarge(InvalidValue):
+class ArgsTooLarge(InvalidValue, sqlstates="JQ012"):
     """The arguments are too large."""
 
-    sqlstates = ("JQ012",)
 
-
-class TimeOutOfRange(InvalidValue):
+class TimeOutOfRange(InvalidValue, sqlstates="JQ013"):
     """The time is infinite or absurd."""
 
-    sqlstates = ("JQ013",)
 
-
-class InvalidName(InvalidValue):
+class InvalidName(InvalidValue, sqlstates="JQ014"):
     """The name is empty or too long."""
 
-    sqlstates = ("JQ014",)
 
-
-class PriorityOutOfRange(InvalidValue):
+class PriorityOutOfRange(InvalidValue, sqlstates="JQ015"):
     """The priority is out of range."""
 
-    sqlstates = ("JQ015",)
 
-
-class UnknownOption(InvalidValue):
+class UnknownOption(InvalidValue, sqlstates="JQ016"):
     """There is no such option."""
 
-    sqlstates = ("JQ016",)
 
-
-class InvalidRetryPolicy(InvalidValue):
+class InvalidRetryPolicy(InvalidValue, sqlstates="JQ017"):
     """The retry policy is not one."""
 
-    sqlstates = ("JQ017",)
 
-
-class InvalidSetting(InvalidValue):
+class InvalidSetting(InvalidValue, sqlstates="JQ018"):
     """There is no such setting, or its value is not acceptable."""
 
-    sqlstates = ("JQ018",)
 
-
-class InvalidCron(InvalidValue):
+class InvalidCron(InvalidValue, sqlstates="JQ020"):
     """The cron expression is not one."""
 
-    sqlstates = ("JQ020",)
 
-
-class UnknownTimezone(InvalidValue):
+class UnknownTimezone(InvalidValue, sqlstates="JQ021"):
     """The time zone is not known."""
 
-    sqlstates = ("JQ021",)
 
-
-class ScheduleNameTaken(InvalidValue):
+class ScheduleNameTaken(InvalidValue, sqlstates="JQ022"):
     """A schedule of the other kind, declared or made in SQL, has this name."""
-
-    sqlstates = ("JQ022",)
-
-
-def _subclasses(cls: type[Refused]) -> list[type[Refused]]:
-    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
-
-
-REFUSALS: dict[str, type[Refused]] = {sqlstate: cls for cls in _subclasses(Refused) for sqlstate in cls.sqlstates}

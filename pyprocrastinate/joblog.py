@@ -104,15 +104,6 @@ class JobLog:
         if not self.logger.isEnabledFor(level):
             return
         error = run.error if action.startswith("job_") else None
-        self.logger.log(
-            level,
-            message,
-            *args,
-            exc_info=error,
-            extra={
-                "action": action,
-                "worker": {**self.worker, "worker_id": run.worker_id, "job_id": run.id},
-                "job": run.job.log_context(log_args=self._log_args),
-                **extra,
-            },
-        )
+        worker = {**self.worker, "worker_id": run.worker_id, "job_id": run.id}
+        extra |= {"action": action, "worker": worker, "job": run.job.log_context(log_args=self._log_args)}
+        self.logger.log(level, message, *args, exc_info=error, extra=extra)

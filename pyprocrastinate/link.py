@@ -120,9 +120,8 @@ class Link:
                     raise
                 if self.expired:
                     raise Unreachable(str(error)) from error
-                self._logger.warning(
-                    "The database does not answer: %s", error, extra={"action": "database_error", "attempt": attempt}
-                )
+                extra = {"action": "database_error", "attempt": attempt}
+                self._logger.warning("The database does not answer: %s", error, extra=extra)
             await self._pause(backoff(attempt))
             attempt += 1
 

@@ -45,12 +45,8 @@ class Describer:
         try:
             run.described = self._describe(run)
         except Exception as error:  # noqa: BLE001  # codecs and strategies are user code
-            self._logger.error(
-                "Job %s: its outcome cannot be told: %s",
-                run.id,
-                error,
-                extra={"action": "job_outcome_error", "job_id": run.id},
-            )
+            extra = {"action": "job_outcome_error", "job_id": run.id}
+            self._logger.error("Job %s: its outcome cannot be told: %s", run.id, error, extra=extra)
             self.describe_failure(run, error)
 
     def describe_failure(self, run: Run, error: BaseException) -> None:
@@ -107,12 +103,8 @@ class Describer:
         try:
             return payload.encode_result(run.result, self._dumps)
         except Exception as error:  # noqa: BLE001  # codecs and strategies are user code
-            self._logger.warning(
-                "Job %s: its result is not stored: %s",
-                run.id,
-                error,
-                extra={"action": "job_result_not_stored", "job_id": run.id},
-            )
+            extra = {"action": "job_result_not_stored", "job_id": run.id}
+            self._logger.warning("Job %s: its result is not stored: %s", run.id, error, extra=extra)
             return None
 
 

@@ -76,12 +76,8 @@ class PeriodicRegistry:
                 f"a schedule of task {key[0]} with the periodic_id {key[1]!r} is registered already"
             )
         self.periodic_tasks[key] = periodic
-        logger.debug(
-            "Registered schedule of task %s: %s",
-            periodic.task.name,
-            periodic.cron,
-            extra={"action": "registering_periodic_task", "task": periodic.task.name},
-        )
+        extra = {"action": "registering_periodic_task", "task": key[0]}
+        logger.debug("Registered schedule of task %s: %s", key[0], periodic.cron, extra=extra)
 
 
 # What croniter takes for a star; the schema, like cron, looks at how the field is written.
@@ -128,13 +124,9 @@ def warn_of_difference(periodic: PeriodicTask, times: list[datetime.datetime]) -
     """
     Log that the schedule fires at other times than it would with croniter, as in Procrastinate.
     """
-    logger.warning(
-        "The cron expression %r of task %s is read differently from croniter: it fires next at %s, "
-        "there it would at %s. "
-        "If one day field begins with a star, both must match; if none does, either.",
-        periodic.cron,
-        periodic.task.name,
-        times[0].isoformat(),
-        min(times[1:]).isoformat(),
-        extra={"action": "cron_read_differently", "task": periodic.task.name},
+    text = (
+        "The cron expression %r of task %s is read differently from croniter: it fires next at %s, there at %s."
+        " If one day field begins with a star, both must match; if none does, either."
     )
+    task, (here, *there) = periodic.task.name, [time.isoformat() for time in times]
+    logger.warning(text, periodic.cron, task, here, min(there), extra={"action": "cron_read_differently", "task": task})

@@ -97,11 +97,8 @@ class Pulse:
             except psycopg.Error as error:
                 stop_preparing(self._connector, error.sqlstate)
                 if not self._stopping.is_set():
-                    self._logger.warning(
-                        "The connection for heartbeats is broken: %s",
-                        error,
-                        extra={"action": "update_heartbeats_error"},
-                    )
+                    extra = {"action": "update_heartbeats_error"}
+                    self._logger.warning("The connection for heartbeats is broken: %s", error, extra=extra)
             except Exception:
                 self._logger.exception("The thread for heartbeats failed", extra={"action": "update_heartbeats_error"})
             self._stopping.wait(backoff(attempt))

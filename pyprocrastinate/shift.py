@@ -134,12 +134,10 @@ class Shift:
         self._pulse.worker_id = self.worker_id
         self._pulse.poke()
         self._hungry, self._scan = True, None
-        self.logger.info(
-            "Started worker %s on %s",
-            self.worker_id,
-            "all queues" if self.worker.queues is None else ", ".join(self.worker.queues),
-            extra={"action": "start_worker", "worker_id": self.worker_id, "queues": self.worker.queues},
-        )
+        queues = self.worker.queues
+        extra = {"action": "start_worker", "worker_id": self.worker_id, "queues": queues}
+        on = "all queues" if queues is None else ", ".join(queues)
+        self.logger.info("Started worker %s on %s", self.worker_id, on, extra=extra)
 
     async def _leave(self) -> None:
         if self.worker_id is not None:
@@ -152,12 +150,8 @@ class Shift:
 
     def _take_loss(self, error: Unreachable) -> None:
         lost = len(self._outbox)
-        self.logger.error(
-            "The database could not be told how %s jobs ended; they will be run again: %s",
-            lost,
-            error,
-            extra={"action": "stop_worker_error"},
-        )
+        text = "The database could not be told how %s jobs ended; they will be run again: %s"
+        self.logger.error(text, lost, error, extra={"action": "stop_worker_error"})
         if lost:
             raise exceptions.ConnectorException(str(error)) from error
 
@@ -305,9 +299,8 @@ class Shift:
         if self._stopping:
             return
         self._stopping = True
-        self.logger.info(
-            "Stopping worker; %s jobs are running", len(self._execution.running), extra={"action": "stopping_worker"}
-        )
+        running = len(self._execution.running)
+        self.logger.info("Stopping worker; %s jobs are running", running, extra={"action": "stopping_worker"})
         if (seconds := self.worker.shutdown_graceful_timeout) is not None:
             self._timers["stop"] = self._loop.call_later(seconds, self.abort_running)
         self._part()
@@ -327,13 +320,8 @@ class Shift:
         if self.worker_id is None:
             return
         self.worker_id = self._pulse.worker_id = None
-        count = self._execution.lose()
-        self.logger.error(
-            "The worker has lost its jobs, because %s; %s running ones are asked to stop",
-            why,
-            count,
-            extra={"action": "worker_lost"},
-        )
+        text = "The worker has lost its jobs, because %s; %s running ones are asked to stop"
+        self.logger.error(text, why, self._execution.lose(), extra={"action": "worker_lost"})
         self._woken.set()
 
     def _watch(self) -> None:
