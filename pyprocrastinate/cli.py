@@ -18,6 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from pyprocrastinate.app import App
@@ -45,8 +46,7 @@ _SETTINGS = {"auto_envvar_prefix": "PROCRASTINATE", "help_option_names": ["-h", 
 @click.group(cls=Commands, context_settings=_SETTINGS)
 @click.option("-a", "--app", metavar="PATH", help="Dotted path to the app, as in `myapp.queue.app`.")
 @click.option(
-    "--dsn",
-    help="Address of the database, where the app's connector names none: a DSN or URL for libpq, or embedded:FOLDER.",
+    "--dsn", help="Address of the database, in place of the app's: a DSN or URL for libpq, or embedded:FOLDER."
 )
 @click.option("-v", "--verbose", count=True, help="Log more, and show tracebacks.")
 @click.option("--log-format", default=logging.BASIC_FORMAT, help="Format of log records.")
@@ -71,7 +71,11 @@ def load_app(path: str | None, *, bare: bool = False) -> App:
     from pyprocrastinate import App, PsycopgConnector, embedded
 
     if path:
-        return App.from_path(path)
+        app = App.from_path(path)
+        root = click.get_current_context().find_root()
+        if root.get_parameter_source("dsn") is ParameterSource.COMMANDLINE:
+            app.connector.redirect(root.params["dsn"])
+        return app
     if bare and embedded.from_environment() is not None:
         return App(connector=PsycopgConnector())
     raise click.ClickException("no app: give its dotted path with --app or PROCRASTINATE_APP")

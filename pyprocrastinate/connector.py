@@ -52,6 +52,10 @@ class BaseConnector:
         """Return where migrations connect to; empty for what the environment says."""
         return ""
 
+    def redirect(self, conninfo: str) -> None:
+        """Use this address in place of the one given before; to be called before it is opened."""
+        raise exceptions.ConnectorException(f"{type(self).__name__} has no address to replace")
+
     def open(self, pool: Any = None) -> None:
         raise NotImplementedError
 
@@ -97,6 +101,10 @@ class _PsycopgConnector(BaseConnector):
         if self._resolved is None:
             self._resolved = embedded.resolve(self._conninfo)
         return self._resolved.conninfo
+
+    def redirect(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._kwargs = {key: value for key, value in self._kwargs.items() if key in _PSYCOPGS}
 
     def address(self) -> str:
         libpqs = {key: value for key, value in self._kwargs.items() if key not in _PSYCOPGS}
