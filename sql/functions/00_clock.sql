@@ -12,6 +12,10 @@
 --      and a user's long transaction blocks nobody.
 -- A row is 'w' only while a better one of its lock is running, is a candidate, or waits for its retry.
 --
+-- Plans. Functions of the hot path never scan the tables of jobs as a whole, whatever the statistics say: enable_seqscan
+-- is off for them. Before PostgreSQL 18 that makes any scan that remains, as of the one row of config, look so dear that
+-- each statement would be compiled first, for 100 ms and more: hence jit is off for them, too.
+--
 -- Order of locks: job rows, by id and mostly with skip locked; then advisory locks in the order of their keys; then
 -- schedule rows; then the worker's own row.
 create or replace function procrastinate.now_() returns timestamptz

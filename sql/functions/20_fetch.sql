@@ -4,7 +4,8 @@ returns table (
   queueing_lock text, scheduled_at timestamptz, deferred_at timestamptz, abort_requested boolean
 )
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_now timestamptz := procrastinate.now_();
   v_ids bigint[];

@@ -4,7 +4,7 @@ create or replace function procrastinate.finish_v1(
 ) returns table (id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-  set plan_cache_mode = force_generic_plan as $$
+  set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdicts jsonb;
 begin
@@ -164,7 +164,7 @@ comment on function procrastinate._pass_on(text[], int[], bigint[], boolean, tex
 create or replace function procrastinate.complete_v1(job_id bigint, token bigint, result jsonb default null) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-  set plan_cache_mode = force_generic_plan as $$
+  set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdict jsonb;
 begin

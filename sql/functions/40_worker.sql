@@ -106,7 +106,8 @@ comment on function procrastinate.held_v1(bigint) is
 create or replace function procrastinate.idle_v1(worker_id bigint)
 returns table (ready boolean, next_due_at timestamptz, at timestamptz)
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_worker record;
 begin
@@ -131,7 +132,8 @@ comment on function procrastinate.idle_v1(bigint) is
 
 create or replace function procrastinate.unregister_worker_v1(worker_id bigint) returns bigint
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_now timestamptz := procrastinate.now_();
   v_count bigint := 0;

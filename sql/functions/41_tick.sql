@@ -66,7 +66,7 @@ end $$;
 comment on function procrastinate._tick_by(timestamptz) is 'See that tick_v1 is called by this time.';
 
 create or replace function procrastinate._rescue(at timestamptz) returns table (kind text, job_id bigint, detail jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_dead bigint[];
@@ -126,7 +126,7 @@ comment on function procrastinate._rescue_one(procrastinate.job, timestamptz) is
 'enough, or when it was to be aborted. Null: its queueing lock is in doubt, the next tick tries again.';
 
 create or replace function procrastinate._sweep_locks(after text) returns text
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_lock text := after;
   v_orphans text[] := '{}';

@@ -281,6 +281,15 @@ def test_an_operators_retry_grants_a_fresh_budget(db, worker):
     assert (db.status(job_id), db.job(job_id).attempts) == ("failed", 4)
 
 
+def test_taking_a_running_job_away_grants_a_fresh_budget_too(db, worker):
+    job_id = db.defer(retry=1)
+    worker.fail(worker.take())
+    worker.take()
+    db.retry(job_id)
+    assert worker.fail(worker.take()).status == "todo"
+    assert worker.fail(worker.take()).status == "failed"
+
+
 def test_a_fresh_budget_starts_the_waits_anew(db, worker):
     job_id = db.defer(retry={"linear_wait": 3600})
     worker.fail(worker.take())
