@@ -188,8 +188,9 @@ def _work(load: Load, rnd: random.Random, history: History, stop: Path, queues: 
             assert row is not None
             aborted = set(row[1])
             conn.execute("select * from procrastinate.tick_v1()")
-        due = [job for at, job in long if at <= time.monotonic()]
-        long = [(at, job) for at, job in long if at > time.monotonic()]
+        now = time.monotonic()
+        due = [job for at, job in long if at <= now]
+        long = [(at, job) for at, job in long if at > now]
         ended += [_end(rnd, job, aborted) for job in due]
         plain = [e for e in ended if e["outcome"] == "succeeded" and "result" not in e]
         others = [e for e in ended if e not in plain]
