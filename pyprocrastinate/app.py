@@ -39,8 +39,7 @@ class App(Blueprint):
 
     Args:
         connector: Where the jobs are.
-        import_paths: Modules that register tasks, imported when a worker starts or a task is looked
-            up by name.
+        import_paths: Modules that register tasks, imported when a worker starts or a task is looked up by name.
         worker_defaults: Options that `run_worker` and `run_worker_async` start from.
         periodic_defaults: `max_delay` of schedules, 600 seconds by default.
         log_args: Whether logs may hold arguments of jobs.
@@ -88,9 +87,7 @@ class App(Blueprint):
             self.connector = previous
 
     def open(self, pool_or_engine: Any = None) -> App:
-        """
-        Open the app for sync calls, with a pool of your own if you like; also a context manager.
-        """
+        """Open the app for sync calls, with a pool of your own if you like; also a context manager."""
         self.connector.open(pool_or_engine)
         return self
 
@@ -104,18 +101,14 @@ class App(Blueprint):
         self.close()
 
     def open_async(self, pool: Any = None) -> _Opening:
-        """
-        Open the app for async and sync calls: await it, or use it as an async context manager.
-        """
+        """Open the app for async and sync calls: await it, or use it as an async context manager."""
         return _Opening(self, pool)
 
     async def close_async(self) -> None:
         await self.connector.close_async()
 
     def check_connection(self) -> bool:
-        """
-        Tell whether the database has the schema; raises ConnectorException if it cannot be asked.
-        """
+        """Tell whether the database has the schema; raises ConnectorException if it cannot be asked."""
         try:
             self.connector.run(operations.protocol())
             return True
@@ -154,10 +147,7 @@ class App(Blueprint):
             importlib.import_module(path)
 
     def make_worker(self, **options: Unpack[WorkerOptions]) -> Worker:
-        """
-        Return a worker with these options, `worker_defaults` and the defaults of `Worker`, in this
-        order.
-        """
+        """Return a worker with these options, `worker_defaults` and the defaults of `Worker`, in this order."""
         self.perform_import_paths()
         merged: dict[str, Any] = {"log_args": self.log_args, **self.worker_defaults, **options}
         return Worker(self, **merged)

@@ -53,8 +53,7 @@ class Blueprint:
         Make a task of a function, sync or async.
 
         Args:
-            name: By default the function's module and name. Jobs carry it, so give one to be able
-                to move the function.
+            name: By default the function's module and name. Jobs carry it, so give one to be able to move the function.
             aliases: Further names under which jobs may have been deferred.
             retry: False, True (at once and without end), a number of retries, or a strategy.
             pass_context: Call the function with a `JobContext` as its first argument.

@@ -1,6 +1,5 @@
 """
-How calls of the schema reach the database: pools for deferring and managing, connections of their
-own for workers.
+How calls of the schema reach the database: pools for deferring and managing, connections of their own for workers.
 """
 
 from __future__ import annotations
@@ -144,8 +143,7 @@ class SyncPsycopgConnector(_PsycopgConnector):
     """
     Defers and manages jobs from sync code; it cannot run a worker.
 
-    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's
-    own variables.
+    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's own variables.
     Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections.
     """
 
@@ -186,10 +184,8 @@ class PsycopgConnector(_PsycopgConnector):
     Runs workers, and defers and manages jobs from async and sync code.
 
     Sync calls use a pool of their own, which the first of them opens.
-    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's
-    own variables.
-    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections, which
-    workers heed as well.
+    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's own variables.
+    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections, which workers heed as well.
     """
 
     def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
@@ -253,9 +249,7 @@ class PsycopgConnector(_PsycopgConnector):
         return _for_worker(await psycopg.AsyncConnection.connect(**arguments))
 
     def prepare_nothing(self) -> bool:
-        """
-        Let workers connect without prepared statements from now on; tell whether they had them.
-        """
+        """Let workers connect without prepared statements from now on; tell whether they had them."""
         had = self._kwargs.get("prepare_threshold", 0) is not None
         self._kwargs["prepare_threshold"] = None
         return had
@@ -287,8 +281,8 @@ def _of_type(connection: Any, kind: type[T]) -> T:
 
 
 def _check(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    # What the server has sent since is here already, so no round trip is needed: first its goodbye
-    # is read, then the end of the stream, which raises.
+    # What the server has sent since is here already, so no round trip is needed: first its goodbye is read, then the
+    # end of the stream, which raises.
     connection.pgconn.consume_input()
     connection.pgconn.consume_input()
 

@@ -27,9 +27,8 @@ class JobDeferrer:
     With `connection=`, a psycopg connection of the caller's, jobs are deferred in its transaction:
     there with its commit,
     gone with its rollback.
-    Methods raise AlreadyEnqueued where a waiting job holds the queueing lock, and a subclass of
-    InvalidValue for what is
-    wrong with arguments or options.
+    Methods raise AlreadyEnqueued where a waiting job holds the queueing lock, and a subclass of InvalidValue for what
+    is wrong with arguments or options.
     """
 
     def __init__(

@@ -207,9 +207,7 @@ class InvalidValue(Refused, ValueError, sqlstates="22023"):
 
 
 class InvalidText(InvalidValue, sqlstates="22P02 22P05"):
-    """
-    PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity.
-    """
+    """PostgreSQL cannot store this text: a NUL character, half a surrogate pair, NaN or infinity."""
 
 
 class ArgsNotAnObject(InvalidValue, sqlstates="JQ010"):

@@ -1,6 +1,5 @@
 """
-Running what was fetched: at most `concurrency` tasks at a time, coroutines on the event loop,
-functions in threads.
+Running what was fetched: at most `concurrency` tasks at a time, coroutines on the event loop, functions in threads.
 
 This is the one place where a job starts, ends, or is asked to stop.
 Python only tells how the user's code ended; what that makes of the job is up to the schema.
@@ -90,9 +89,7 @@ class Run:
         return self._job
 
     def abort(self, reason: AbortReason) -> None:
-        """
-        Ask the task to stop, once; a coroutine is cancelled, a function has to look at its context.
-        """
+        """Ask the task to stop, once; a coroutine is cancelled, a function has to look at its context."""
         if self.reason is None:
             self.reason = reason
             if self.cancellable and self.handle:
@@ -183,10 +180,7 @@ class Execution:
         return fresh
 
     def lose(self) -> int:
-        """
-        The jobs are no longer this worker's: ask all to stop, and never begin the rest; return how
-        many run.
-        """
+        """The jobs are no longer this worker's: ask all to stop, and never begin the rest; return how many run."""
         self.waiting.clear()
         for run in self.running.values():
             run.lost = True

@@ -31,9 +31,8 @@ class JobContext:
     """
     The job that runs, and the worker that runs it.
 
-    `token` is the fencing token of this run: greater than that of any earlier claim, and of no use
-    once the job was given
-    to another worker. Pass it on with writes to other systems that can refuse an older one.
+    `token` is the fencing token of this run: greater than that of any earlier claim, and of no use once the job was
+    given to another worker. Pass it on with writes to other systems that can refuse an older one.
     """
 
     app: App
@@ -67,10 +66,8 @@ class JobContext:
         """
         End the job as succeeded in the transaction of `connection`.
 
-        What else that transaction writes then commits exactly once, whatever happens to this
-        worker.
-        Raises TokenNotCurrent when the job was given to another worker: let the transaction roll
-            back.
+        What else that transaction writes then commits exactly once, whatever happens to this worker.
+        Raises TokenNotCurrent when the job was given to another worker: let the transaction roll back.
         """
         with operations.translated():
             operations.run(connection, self._completion(result))

@@ -39,10 +39,7 @@ def stop_preparing(connector: PsycopgConnector, sqlstate: str | None) -> bool:
 
 
 def backoff(attempt: int) -> float:
-    """
-    Return how long to wait before this attempt, with jitter, so that workers do not come back all
-    at once.
-    """
+    """Return how long to wait before this attempt, with jitter, so that workers do not come back all at once."""
     return min(_LONGEST_PAUSE, 0.1 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
@@ -66,8 +63,7 @@ class Link:
     """
     Carries calls, one at a time.
 
-    What fails because of the connection, or of a state of the server that will pass, is tried again
-    until it works, or
+    What fails because of the connection, or of a state of the server that will pass, is tried again until it works, or
     until `limit` seconds have passed since that was set.
     So a call may have taken effect more than once, or without its answer having been seen:
     `interrupted` is set then.
@@ -139,8 +135,7 @@ class Link:
             result = await operations.run_async(self._connection, call, binary=True)
         finally:
             timer.cancel()
-        # The loop may have been busy when the answer came, so only the shortest trips tell the
-        # truth.
+        # The loop may have been busy when the answer came, so only the shortest trips tell the truth.
         self.round_trip = min(monotonic() - began, self.round_trip * 1.05)
         return result
 

@@ -36,9 +36,7 @@ class RetryOptions(TypedDict, total=False):
 
 
 class JobManager:
-    """
-    `connection=` takes a psycopg connection of the caller's, and the call joins its transaction.
-    """
+    """`connection=` takes a psycopg connection of the caller's, and the call joins its transaction."""
 
     def __init__(self, connector: BaseConnector) -> None:
         self.connector = connector
@@ -49,8 +47,7 @@ class JobManager:
         """
         Cancel a waiting job, or delete it; with `abort`, ask a running one to stop.
 
-        Returns False where there is nothing to do: no such job, one that has ended, or a running
-            one without `abort`.
+        Returns False where there is nothing to do: no such job, one that has ended, or a running one without `abort`.
         """
         call = operations.cancel(job_id, abort=abort, delete=delete_job)
         return self.connector.run(call, connection)
@@ -68,8 +65,7 @@ class JobManager:
         """
         Run a job again that has ended; a running one is taken from its worker.
 
-        Raises JobNotFound, WrongJobState for a waiting job, and UniqueViolation where its queueing
-        lock is taken.
+        Raises JobNotFound, WrongJobState for a waiting job, and UniqueViolation where its queueing lock is taken.
         """
         _found(self.connector.run(operations.retry(job_id, schedule_at=retry_at, **options)), job_id)
 

@@ -1,6 +1,5 @@
 """
-Every call of the schema, each described once: what is called, with which arguments, how its rows
-are read.
+Every call of the schema, each described once: what is called, with which arguments, how its rows are read.
 
 A `Call` is carried by whatever connection there is, sync or async, so nothing is written twice.
 A test double can carry it too: it sees the function's name and arguments, not SQL.
@@ -185,9 +184,7 @@ def _array(numbers: Sequence[int]) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcomes:
-    """
-    How jobs ended: plain successes as two lists, everything else as JSON objects already written.
-    """
+    """How jobs ended: plain successes as two lists, everything else as JSON objects already written."""
 
     ids: Sequence[int]
     tokens: Sequence[int]
@@ -205,9 +202,7 @@ class Outcomes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
-    """
-    What `work_v1` gave: claims (rows of 13 columns and two more), verdicts, and where to scan next.
-    """
+    """What `work_v1` gave: claims (rows of 13 columns and two more), verdicts, and where to scan next."""
 
     claims: Sequence[Row]
     verdicts: Sequence[Mapping[str, Any]]
@@ -246,10 +241,7 @@ def held(worker_id: int) -> Call[Sequence[Row]]:
 
 
 def idle(worker_id: int) -> Call[tuple[bool, float | None]]:
-    """
-    Declare the worker idle; say whether a job is ready, and in how many seconds the next one will
-    be.
-    """
+    """Declare the worker idle; say whether a job is ready, and in how many seconds the next one will be."""
 
     def read(rows: Sequence[Row]) -> tuple[bool, float | None]:
         ready, next_due_at, at = rows[0]
@@ -274,10 +266,7 @@ def heartbeat(worker_id: int) -> Call[Heartbeat]:
 
 
 def tick() -> Call[tuple[list[Row], float | None]]:
-    """
-    Rescue, fire schedules, purge; say what was done (kind, job id, detail), and when the next tick
-    is due.
-    """
+    """Rescue, fire schedules, purge; say what was done (kind, job id, detail), and when the next tick is due."""
 
     def read(rows: Sequence[Row]) -> tuple[list[Row], float | None]:
         events = [row[:3] for row in rows if row[0] is not None]
@@ -294,14 +283,11 @@ def cron_next(expression: str, after: datetime.datetime, timezone: str) -> Call[
     )
 
 
-# A worker's connections give times as microseconds since 2000: cheap, and no time is too odd to be
-# read.
+# A worker's connections give times as microseconds since 2000: cheap, and no time is too odd to be read.
 
 
 class MicrosecondsLoader(Loader):
-    """
-    Read a timestamptz as an int; one that `datetime` cannot hold must not cost the rows around it.
-    """
+    """Read a timestamptz as an int; one that `datetime` cannot hold must not cost the rows around it."""
 
     format = Format.BINARY
 

@@ -34,10 +34,7 @@ class Describer:
         self._logger = logger
 
     def describe(self, run: Run) -> None:
-        """
-        Set `run.described`, unless it is a plain success; whatever is odd about it is put down to
-        this run alone.
-        """
+        """Set `run.described`, unless it is a plain success; whatever is odd about it is put down to this run alone."""
         task = run.task
         stores = task is not None and task.store_result and run.result is not None
         if run.outcome == "succeeded" and not stores:
@@ -112,8 +109,8 @@ class Outbox:
     """
     Runs that ended, until their outcomes are accepted.
 
-    One that is refused for a state of the database that will pass is held back for a moment; any
-    other refusal turns it into a failure, which is surely understood.
+    One that is refused for a state of the database that will pass is held back for a moment; any other refusal turns it
+    into a failure, which is surely understood.
     """
 
     def __init__(self, describer: Describer, link: Link, log: JobLog, woken: asyncio.Event) -> None:

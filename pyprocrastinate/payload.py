@@ -23,8 +23,7 @@ TRACEBACK_BYTES = 64 * 1024
 RESULT_BYTES = 64 * 1024
 _ELLIPSIS = "[...]\n"
 
-# Every escape is consumed whole, so that an escaped backslash before "u0000" is not mistaken for
-# one.
+# Every escape is consumed whole, so that an escaped backslash before "u0000" is not mistaken for one.
 _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<bad>u0000|u[dD][89a-fA-F]..)|.)", re.DOTALL)
 _MAYBE_BAD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
@@ -41,9 +40,8 @@ def encode(value: Any, dumps: JsonDumps = dumps, what: str = "args") -> str:
     """
     Return `value` as JSON that `jsonb` accepts.
 
-    Raises InvalidText for NUL, half a surrogate pair, NaN and infinity, ArgsTooDeep for nesting
-    that Python itself cannot
-    walk, and whatever `dumps` raises for an object it does not know. No message quotes the value.
+    Raises InvalidText for NUL, half a surrogate pair, NaN and infinity, ArgsTooDeep for nesting that Python itself
+    cannot walk, and whatever `dumps` raises for an object it does not know. No message quotes the value.
     """
     try:
         text = dumps(value)
@@ -64,10 +62,7 @@ def encode(value: Any, dumps: JsonDumps = dumps, what: str = "args") -> str:
 
 
 def encode_result(value: Any, dumps: JsonDumps) -> str:
-    """
-    Return a task's result as JSON that can be stored; raise as `encode`, and ArgsTooLarge over 64
-    KiB.
-    """
+    """Return a task's result as JSON that can be stored; raise as `encode`, and ArgsTooLarge over 64 KiB."""
     text = encode(value, dumps, "the result")
     if len(text) > RESULT_BYTES or len(text.encode()) > RESULT_BYTES:
         raise exceptions.ArgsTooLarge(f"the result is larger than {RESULT_BYTES} bytes")
@@ -92,11 +87,9 @@ def show_object(text: str | None, loads: JsonLoads) -> dict[str, Any]:
 
 def error_report(error: BaseException, matching: Iterable[type] = ()) -> dict[str, Any]:
     """
-    Describe an exception for the schema: class, ancestors, message and traceback, without any local
-    variable.
+    Describe an exception for the schema: class, ancestors, message and traceback, without any local variable.
 
-    `matching` are further classes that it counts as an instance of, such as ABCs of a retry
-    strategy.
+    `matching` are further classes that it counts as an instance of, such as ABCs of a retry strategy.
     """
     ancestors = [qualified(cls) for cls in type(error).__mro__[1:-1]]
     ancestors += [qualified(cls) for cls in matching if isinstance(error, cls)]
@@ -109,17 +102,12 @@ def error_report(error: BaseException, matching: Iterable[type] = ()) -> dict[st
 
 
 def qualified(cls: type) -> str:
-    """
-    Return the name by which a retry policy knows a class: built-in ones go by their bare name.
-    """
+    """Return the name by which a retry policy knows a class: built-in ones go by their bare name."""
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def clip(text: str, size: int, *, tail: bool = False) -> str:
-    """
-    Return `text` as PostgreSQL can store it, cut to `size` bytes at its end, or at its start to
-    keep the tail.
-    """
+    """Return `text` as PostgreSQL can store it, cut to `size` bytes at its end, or at its start to keep the tail."""
     data = text.replace("\0", "\ufffd").encode("utf-8", "replace")
     if len(data) <= size:
         return data.decode()

@@ -121,9 +121,7 @@ def comparison(periodic: PeriodicTask, at: datetime.datetime) -> list[operations
 
 
 def warn_of_difference(periodic: PeriodicTask, times: list[datetime.datetime]) -> None:
-    """
-    Log that the schedule fires at other times than it would with croniter, as in Procrastinate.
-    """
+    """Log that the schedule fires at other times than it would with croniter, as in Procrastinate."""
     text = (
         "The cron expression %r of task %s is read differently from croniter: it fires next at %s, there at %s."
         " If one day field begins with a star, both must match; if none does, either."

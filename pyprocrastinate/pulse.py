@@ -1,9 +1,8 @@
 """
 Keeps a worker alive in the database, from a thread and a connection of its own.
 
-Heartbeats, the clock's work (`tick_v1`), requests to abort and wake-ups go on while the event loop
-is blocked, while the
-worker shuts down, and while all slots are taken.
+Heartbeats, the clock's work (`tick_v1`), requests to abort and wake-ups go on while the event loop is blocked, while
+the worker shuts down, and while all slots are taken.
 Nothing that a notification says is believed: it only makes the worker look.
 """
 
@@ -34,9 +33,7 @@ _TICK_JITTER = 0.05
 
 
 class Pulse:
-    """
-    The thread; `worker_id` may change while it runs, and None keeps it from speaking for anybody.
-    """
+    """The thread; `worker_id` may change while it runs, and None keeps it from speaking for anybody."""
 
     def __init__(self, worker: Worker, patient: Shift) -> None:
         self.worker_id: int | None = None
@@ -144,9 +141,7 @@ class Pulse:
             self._patient.ticked(events)
 
     def _heed(self, connection: psycopg.Connection[Any]) -> bool:
-        """
-        Read the notifications that are here; tell whether the worker looked up because of one.
-        """
+        """Read the notifications that are here; tell whether the worker looked up because of one."""
         payloads = {notify.payload for notify in connection.notifies(timeout=0)}
         if "a" in payloads:
             self._beat_at = 0.0

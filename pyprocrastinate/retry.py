@@ -1,8 +1,7 @@
 """
 When a failed job runs again.
 
-The usual strategies are policies that the schema applies; only a strategy of the user's own is
-asked in Python.
+The usual strategies are policies that the schema applies; only a strategy of the user's own is asked in Python.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ RetryValue: TypeAlias = "bool | int | BaseRetryStrategy"
 
 @dataclasses.dataclass(kw_only=True)
 class RetryDecision:
-    """
-    Run the job again: at once, at a time or after a while, and perhaps elsewhere. None leaves as it
-    was.
-    """
+    """Run the job again: at once, at a time or after a while, and perhaps elsewhere. None leaves as it was."""
 
     retry_at: datetime.datetime | None = None
     retry_in: TimeDeltaParams | None = None
@@ -54,9 +50,7 @@ class BaseRetryStrategy:
     """A strategy of your own: override `get_retry_decision`."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        """
-        Decide on the run that ended with `exception`; None means that the job does not run again.
-        """
+        """Decide on the run that ended with `exception`; None means that the job does not run again."""
         missing = type(self).get_schedule_in is BaseRetryStrategy.get_schedule_in
         if missing:
             raise NotImplementedError(f"{type(self).__name__} has no get_retry_decision")

@@ -1,8 +1,7 @@
 """
 One run of a worker, from registering to taking leave.
 
-Its loop makes one call a round: what ended goes out and what fits comes in, in one statement and
-one round trip.
+Its loop makes one call a round: what ended goes out and what fits comes in, in one statement and one round trip.
 What must go on whatever the event loop does is in `pulse`; how user code runs is in `execution`.
 """
 
@@ -33,12 +32,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# When an idle worker looks again, in seconds after its last look: a defer that was committing as it
-# went idle may have
+# When an idle worker looks again, in seconds after its last look: a defer that was committing as it went idle may have
 # taken it for busy and notified nobody.
 _LOOKS = (0.05, 0.2, 0.75)
-# How much work, by the clock, may be fetched before there is a slot for it, how many jobs, and how
-# long they may lie.
+# How much work, by the clock, may be fetched before there is a slot for it, how many jobs, and how long they may lie.
 _AHEAD_SECONDS = 0.1
 _AHEAD_JOBS = 400
 _AHEAD_LIES = 0.5
@@ -84,8 +81,7 @@ class Shift:
         """
         Work until stopped or drained.
 
-        Raises ConnectorException when the database refuses the worker, or could not be told how
-        jobs ended; those are
+        Raises ConnectorException when the database refuses the worker, or could not be told how jobs ended; those are
         run again by others.
         """
         with operations.translated():

@@ -21,9 +21,8 @@ def stop_on_signals(stop: Callable[[], None], logger: logging.Logger) -> Iterato
     Call `stop` at the first signal; the second ends the process, whatever it is doing.
 
     The handlers are Python's, not the event loop's: those wait for a blocked loop.
-    Before the second signal nothing is left but the default action, which needs no Python at all; a
-    program's own handler
-    gets its place back.
+    Before the second signal nothing is left but the default action, which needs no Python at all; a program's own
+    handler gets its place back.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         logger.debug("Signals are left alone here", extra={"action": "skip_signal_handlers"})
@@ -48,9 +47,7 @@ def stop_on_signals(stop: Callable[[], None], logger: logging.Logger) -> Iterato
 
 
 def _is_pythons(handler: Any) -> bool:
-    """
-    Tell Python's and asyncio's own SIGINT handlers, which only raise or cancel, from a program's.
-    """
+    """Tell Python's and asyncio's own SIGINT handlers, which only raise or cancel, from a program's."""
     return handler in (None, signal.default_int_handler) or "asyncio" in getattr(
         getattr(handler, "func", None), "__module__", ""
     )

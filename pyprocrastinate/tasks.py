@@ -98,9 +98,7 @@ class Task(Generic[P, R, D]):
         return self.blueprint.deferrer(self.name, self.options(**options))
 
     def defer(self, *args: D.args, **kwargs: D.kwargs) -> int:
-        """
-        Defer a job, to be called with these arguments, and return its id; raise as `JobDeferrer`.
-        """
+        """Defer a job, to be called with these arguments, and return its id; raise as `JobDeferrer`."""
         return self.configure().defer(**self._by_name(*args, **kwargs))
 
     async def defer_async(self, *args: D.args, **kwargs: D.kwargs) -> int:
@@ -139,10 +137,7 @@ def add_namespace(name: str, namespace: str) -> str:
 
 
 def full_path(func: Callable[..., Any]) -> str:
-    """
-    Return `module.function`; for a script, the module that its file would be if it were imported
-    from here.
-    """
+    """Return `module.function`; for a script, the module that its file would be if it were imported from here."""
     if not (name := getattr(func, "__name__", None)):
         raise exceptions.FunctionPathError(
             f"{type(func).__name__} object has no __name__: give the task a name with name="

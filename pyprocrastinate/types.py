@@ -55,9 +55,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 class WorkerOptions(TypedDict, total=False):
-    """
-    Options of `App.run_worker` and of `App(worker_defaults=)`; see `pyprocrastinate.worker.Worker`.
-    """
+    """Options of `App.run_worker` and of `App(worker_defaults=)`; see `pyprocrastinate.worker.Worker`."""
 
     queues: Iterable[str] | None
     name: str | None

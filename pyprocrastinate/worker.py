@@ -38,17 +38,14 @@ class Worker:
         name: What it is called in logs and in the view `procrastinate.workers`.
         concurrency: How many tasks run at a time.
         wait: Whether to go on when nothing is ready.
-        fetch_job_polling_interval: How long to sleep at most with nothing to do, in seconds as all
-            times.
+        fetch_job_polling_interval: How long to sleep at most with nothing to do, in seconds as all times.
         abort_job_polling_interval: How soon a request to abort is noticed without a notification.
-        shutdown_graceful_timeout: How long, after `stop`, tasks may go on before they are asked to
-            stop; None: for ever.
-        listen_notify: Whether to listen; behind a pooler in transaction mode, notifications never
-            arrive.
+        shutdown_graceful_timeout: How long, after `stop`, tasks may go on before they are asked to stop; None: for
+            ever.
+        listen_notify: Whether to listen; behind a pooler in transaction mode, notifications never arrive.
         delete_jobs: Which finished jobs are not kept: never, successful or always.
         additional_context: Passed to tasks as `context.additional_context`, each time as a copy.
-        install_signal_handlers: Whether SIGINT and SIGTERM stop the worker; the second one kills
-            the process.
+        install_signal_handlers: Whether SIGINT and SIGTERM stop the worker; the second one kills the process.
         update_heartbeat_interval: How often it tells that it lives.
         stalled_worker_timeout: After how long without a heartbeat its jobs go to others.
         prefetch: Whether to fetch ahead of free slots while tasks are shorter than a round trip.
@@ -127,8 +124,7 @@ class Worker:
 
     def stop(self) -> None:
         """
-        Begin no more jobs, and end when the running ones have; from any thread, any number of
-        times.
+        Begin no more jobs, and end when the running ones have; from any thread, any number of times.
 
         Said before the worker runs, it holds for the next run.
         """
@@ -140,8 +136,8 @@ class Worker:
         """
         Work until stopped.
 
-        Cancelled, it stops gracefully and then raises CancelledError; cancelled again, it asks the
-        running tasks to stop.
+        Cancelled, it stops gracefully and then raises CancelledError; cancelled again, it asks the running tasks to
+        stop.
         """
         shift = self._shift = Shift(self)
         signals = stop_on_signals(self.stop, self.logger) if self.install_signal_handlers else nullcontext()

@@ -167,14 +167,12 @@ class Program:
 @pytest.fixture
 def program(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """
-    Return a function that starts a program; `app` and `say` are there, the worker is up to its
-    code.
+    Return a function that starts a program; `app` and `say` are there, the worker is up to its code.
     """
     started: list[Program] = []
     head = """
-        import asyncio, logging, os, sys, time
-        from pyprocrastinate import App, PsycopgConnector
-        say = lambda text: print(text, flush=True)
+        import asyncio, logging, os, sys, time from pyprocrastinate import App, PsycopgConnector say = lambda text:
+        print(text, flush=True)
         app = App(connector=PsycopgConnector(conninfo=os.environ["DSN"]))
     """
 

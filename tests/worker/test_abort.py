@@ -168,8 +168,7 @@ async def test_a_job_that_was_fetched_ahead_is_not_begun_any_more(
         await app.job_manager.cancel_job_by_id_async(ids[-1], abort=True)
         await release.wait()
 
-    # Short tasks make the worker fetch ahead; it then holds the last one behind the one that
-    # blocks.
+    # Short tasks make the worker fetch ahead; it then holds the last one behind the one that blocks.
     await quick.batch_defer_async(*({"n": n} for n in range(300)))
     ids.append(await block.defer_async())
     ids.append(await quick.defer_async(n=-1))

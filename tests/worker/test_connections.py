@@ -34,8 +34,7 @@ def kill(conn: psycopg.Connection[Any], until: Any) -> Callable[..., Any]:
     async def kill(which: str) -> None:
         find = f"""
             select pg_terminate_backend(pid) from pg_stat_activity
-             where datname = current_database() and application_name = 'pyprocrastinate worker'
-             {which}
+             where datname = current_database() and application_name = 'pyprocrastinate worker' {which}
         """
         await until(lambda: conn.execute(find).rowcount)
 

@@ -1,6 +1,5 @@
 """
-Rows that PostgreSQL takes and Python chokes on fail their own job; the healthy one behind always
-runs.
+Rows that PostgreSQL takes and Python chokes on fail their own job; the healthy one behind always runs.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from pyprocrastinate.exceptions import ArgsTooDeep, ArgsTooLarge, InvalidText, T
 
 # What the schema's own checks keep out is put in place by its owner, past them.
 DIRECT = """
-    insert into procrastinate.job (task, args, deferred_at, headers)
-    values ('task', %s, %s, %s) returning id
+    insert into procrastinate.job (task, args, deferred_at, headers) values ('task', %s, %s, %s) returning id
 """
 
 

@@ -121,10 +121,7 @@ async def test_whatever_a_task_raises_fails_its_job_and_no_other(
 
 
 async def test_an_error_is_kept_without_local_variables_and_as_postgres_can_store_it(
-    app: App,
-    job: Callable[[int], dict[str, Any]],
-    conn: psycopg.Connection[Any],
-    caplog: pytest.LogCaptureFixture,
+    app: App, job: Callable[[int], dict[str, Any]], conn: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("CRITICAL", logger="pyprocrastinate")  # pytest-xdist chokes on such logs
 

@@ -235,8 +235,7 @@ PROGRAM = """
         say("ended")
 
     logging.basicConfig(level="INFO")
-    app.run_worker(concurrency=2, {options})
-    say("over")
+    app.run_worker(concurrency=2, {options}) say("over")
 """
 
 
