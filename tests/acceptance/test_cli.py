@@ -345,7 +345,9 @@ def test_what_the_schema_refuses_is_told(run: Run) -> None:
 
 
 def test_a_dsn_on_the_command_line_replaces_the_one_of_the_app(run: Run, tmp_path: Path, dsn: str) -> None:
-    app = "import pyprocrastinate as p\napp = p.App(connector=p.PsycopgConnector('host=/nowhere', kwargs={'port': 1}))\n"
+    app = (
+        "import pyprocrastinate as p\napp = p.App(connector=p.PsycopgConnector('host=/nowhere', kwargs={'port': 1}))\n"
+    )
     (tmp_path / "elsewhere.py").write_text(app)
     assert "/nowhere" in run("--app", "elsewhere.app", "healthchecks", status=1).stderr
     assert "Schema: OK" in run("--app", "elsewhere.app", "--dsn", dsn, "healthchecks").stdout
