@@ -244,7 +244,10 @@ begin
       return query select f.kind, f.job_id, f.detail from procrastinate._fire(s, at) as f;
     exception when others then
       get stacked diagnostics v_sqlstate = returned_sqlstate, v_message = message_text;
-      update procrastinate.schedule as t set retry_at = at + interval '10 seconds' where t.name = s.name;
+      -- 55P03: an open transaction defers a job with its queueing lock; no tick waits for that
+      update procrastinate.schedule as t
+         set retry_at = at + case v_sqlstate when '55P03' then interval '1 second' else interval '10 seconds' end
+       where t.name = s.name;
       return query select 'error', null::bigint, jsonb_build_object(
         'schedule', s.name, 'tick', s.next_tick, 'sqlstate', v_sqlstate, 'message', v_message);
     end;
@@ -252,11 +255,12 @@ begin
 end $$;
 comment on function procrastinate._fire_schedules(timestamptz) is
 'Fire the ticks that are due. Returns a row for each, of kind scheduled, or skipped (the queueing lock is taken: job_id is the one '
-'that waits; or all were too late); and one of kind error for a schedule that failed, which is tried again after 10 seconds.';
+'that waits; or all were too late); and one of kind error for a schedule that failed, which is tried again after 10 seconds, '
+'or after 1 where its queueing lock is in doubt.';
 
 create or replace function procrastinate._fire(schedule procrastinate.schedule, at timestamptz)
 returns table (kind text, job_id bigint, detail jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms' as $$
 declare
   v_ticks timestamptz[] := procrastinate._due(schedule, at);
   v_last timestamptz := v_ticks[cardinality(v_ticks)];

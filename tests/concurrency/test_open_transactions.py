@@ -251,3 +251,27 @@ def test_a_retry_puts_back_what_its_rollback_takes(session: Sessions, register: 
     a.run("rollback")
     assert status(b, job) == "succeeded"
     assert b.run(fetch(worker)) == []
+
+
+def test_a_tick_does_not_wait_for_the_queueing_lock_of_a_schedule(
+    session: Sessions, register: Register, defer: Defer
+) -> None:
+    a, b = session(), session()
+    worker = register()
+    job = defer()
+    b.run(fetch(worker))
+    b.run("select procrastinate.schedule('s', 't', '* * * * *', queueing_lock => 'q')")
+    b.run("select procrastinate.schedule('u', 't', '* * * * *')")
+    b.run("update procrastinate.schedule set next_tick = date_trunc('minute', now())")
+    b.run(SILENCE, worker)
+    a.run("begin")
+    a.run("select procrastinate.defer('t', queueing_lock => 'q')")
+    told = b.run("select kind, job_id, detail ->> 'sqlstate' from procrastinate.tick_v1()")
+    assert [row[0] for row in told] == ["rescued", "error", "scheduled", None]
+    assert told[0][1] == job
+    assert told[1][2] == "55P03"
+    # it is due as before, and fires soon after
+    a.run("rollback")
+    b.run("update procrastinate.schedule set retry_at = null")
+    b.run("update procrastinate.tick set next_at = '2001-01-01'")
+    assert [row[0] for row in b.run(TICK)] == ["scheduled"]
