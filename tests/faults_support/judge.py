@@ -10,8 +10,8 @@ allowed, and counted apart:
   So a job may be missed by a call that another one overlaps, for as long as those take. A lone
   worker misses none.
 - With lanes in use, a job may lie in a stretch that is not scanned again before the next full scan,
-  which is due within 900 ms, if it became ready late (its commit came after a greater id of its
-  priority was fetched; it was retried, rescued or released), or was once passed over as above. So
+  which is due within 900 ms, if it became ready late (its commit came after that of a greater id of
+  its priority; it was retried, rescued or released), or was once passed over as above. So
   a job that was neither is in the very next fetch here, too.
 """
 
@@ -264,12 +264,11 @@ class _Judge:
         by_job: dict[int, list[Run]] = defaultdict(list)
         for run in self.runs.values():
             by_job[run.job].append(run)
-        greatest: dict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
-        for run in sorted(self.runs.values(), key=lambda r: r.sent):
-            job = self.jobs[run.job]
-            seen = greatest[job["queue"], job["priority"]]
-            if not seen or seen[-1][1] < run.job:
-                seen.append((run.sent, run.job))
+        greatest: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        for job in sorted(self.jobs.values(), key=lambda job: job["at"]):
+            seen = greatest[job["priority"]]
+            if not seen or seen[-1][1] < job["id"]:
+                seen.append((job["at"], job["id"]))
         touched = {i for c in self.cancels for i, _ in c["answers"]}
         for id_, job in self.jobs.items():
             # where these stand at which time is not for the clients to know
@@ -279,8 +278,9 @@ class _Judge:
             if self.rescues[id_] or not runs:
                 continue
             if "schedule_in" not in job:
-                seen = greatest[job["queue"], job["priority"]]
-                k = bisect.bisect(seen, (job["at"], 1 << 60))
+                seen = greatest[job["priority"]]
+                # a commit is seen some time before its client knows
+                k = bisect.bisect(seen, (job["at"] + 0.05, 1 << 60))
                 late = k > 0 and seen[k - 1][1] > id_
                 yield Wait(id_, job["at"], runs[0].sent, late)
             for run, following in itertools.pairwise(runs):
