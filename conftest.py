@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from pytest_postgresql.executors import NoopExecutor
 
 from pyprocrastinate import embedded
 from pyprocrastinate.migrate import migrate
+
+# A shell starts what runs in its background with SIGINT ignored, and so would every program of a test that is sent one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Connect = Callable[..., psycopg.Connection[Any]]
 AsyncConnect = Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]

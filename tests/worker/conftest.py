@@ -171,8 +171,9 @@ def program(dsn: str, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """
     started: list[Program] = []
     head = """
-        import asyncio, logging, os, sys, time from pyprocrastinate import App, PsycopgConnector say = lambda text:
-        print(text, flush=True)
+        import asyncio, logging, os, sys, time
+        from pyprocrastinate import App, PsycopgConnector
+        say = lambda text: print(text, flush=True)
         app = App(connector=PsycopgConnector(conninfo=os.environ["DSN"]))
     """
 

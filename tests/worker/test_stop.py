@@ -235,7 +235,8 @@ PROGRAM = """
         say("ended")
 
     logging.basicConfig(level="INFO")
-    app.run_worker(concurrency=2, {options}) say("over")
+    app.run_worker(concurrency=2, {options})
+    say("over")
 """
 
 
