@@ -172,10 +172,16 @@ def test_what_is_left_out_takes_what_the_task_registered(db):
     assert (job.queue, job.priority, job.lock, job.queueing_lock) == ("default", 0, None, None)
 
 
-def test_what_is_given_wins_over_what_the_task_registered(db):
-    db.value("register_task", name="task", queue="mail", priority=5, lock="one", queueing_lock="once")
-    job = db.job(db.defer("task", queue="q", priority=0, lock="l", queueing_lock="ql"))
-    assert (job.queue, job.priority, job.lock, job.queueing_lock) == ("q", 0, "l", "ql")
+GIVEN = {"queue": "q", "priority": 0, "lock": "l", "queueing_lock": "ql"}
+
+
+@pytest.mark.parametrize("given", [GIVEN, *({name: value} for name, value in GIVEN.items())], ids=str)
+@pytest.mark.parametrize("many", [False, True])
+def test_what_is_given_wins_over_what_the_task_registered(db, given, many):
+    registered = {"queue": "mail", "priority": 5, "lock": "one", "queueing_lock": "once"}
+    db.value("register_task", name="task", **registered)
+    job = db.job(db.defer_many(given)[0].id if many else db.defer(**given))
+    assert {name: getattr(job, name) for name in registered} == registered | given
 
 
 def test_each_registered_default_stands_for_itself(db):
