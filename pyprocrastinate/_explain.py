@@ -21,6 +21,8 @@ _SECRETS = (
     # scheme://user:secret@host, and the same with a slash or the scheme forgotten
     (re.compile(r"(//[^\s:/@\"']*:)\S*@"), r"\1***@"),
     (re.compile(r"\b([\w.%+-]+:)(?!//)[^\s:@]+@"), r"\1***@"),
+    # what libpq takes for the host, where the secret has an unescaped @
+    (re.compile(r"(['\"])[^\s'\":/]*@(?=[^\s'\":/@]+\1)"), r"\1***@"),
     # password=secret, password='a secret', ?sslpassword=secret&…
     (re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&\"]+)", re.IGNORECASE), r"\1***"),
 )

@@ -84,3 +84,7 @@ def test_several_lines_become_one() -> None:
 def test_an_error_that_nobody_foresaw_is_named() -> None:
     assert explain(KeyError("x")) == "KeyError: 'x'"
     assert explain(RuntimeError()) == "RuntimeError"
+
+
+def test_a_password_that_libpq_takes_for_the_host_is_masked() -> None:
+    assert mask("failed to resolve host 'S3CR3T@db.invalid': no") == "failed to resolve host '***@db.invalid': no"
