@@ -25,7 +25,8 @@ end $$;
 comment on function procrastinate.finish_v1(bigint, bigint[], bigint[], jsonb, boolean) is
 'Tell how runs ended; the rules of the queue decide what that makes of the jobs. succeeded and tokens: plain successes, kept '
 'in history or not. outcomes: everything else, as JSON objects with id, token, outcome and more. Returns a verdict for each: '
-'ok, already (this run has ended), stale (the job is somebody else''s now) or refused. Never raises for one job.';
+'ok, already (this run has ended), stale (the job is somebody else''s now) or refused. Never raises for one job, nor waits for '
+'one that an open transaction holds: refused with 55P03, it is to be told again.';
 
 create or replace function procrastinate._finish(
   succeeded bigint[], tokens bigint[], outcomes jsonb, keep boolean, hand boolean, queues text[],
@@ -39,13 +40,16 @@ declare
   f_lock text[];
   f_rank int[];
   f_id bigint[];
+  v_aside jsonb;
   o record;
 begin
-  if cardinality(succeeded) > 0 and outcomes <> '[]' then
-    -- both kinds in one order: somebody may abort several of these jobs in a transaction of his own
-    perform from procrastinate.job as j
-      where j.id = any (succeeded || array(select (u.o ->> 'id')::bigint from jsonb_array_elements(outcomes) as u (o)))
-      order by j.id for update;
+  -- Somebody may abort some of these jobs in a transaction that stays open: the others shall not wait for it. A row that
+  -- nobody has touched since its claim has no xmax, or that of the claim.
+  if outcomes <> '[]' or exists (
+    select from procrastinate.job as j
+     where j.id = any (succeeded) and j.token = any (tokens) and j.xmax <> 0 and j.xmax <> j.xmin) then
+    select a.succeeded, a.tokens, a.outcomes, a.verdicts into succeeded, tokens, outcomes, v_aside
+      from procrastinate._set_aside(succeeded, tokens, outcomes) as a;
   end if;
   if cardinality(succeeded) > 0 then
     if keep then
@@ -85,6 +89,9 @@ begin
     f_rank := f_rank || o.rank;
     f_id := f_id || o.id;
   end if;
+  if v_aside is not null then
+    verdicts := coalesce(verdicts, '[]') || v_aside;
+  end if;
   if f_lock <> '{}' then
     select * into handed, handed_rank, handed_lock from procrastinate._pass_on(f_lock, f_rank, f_id, hand, queues);
   end if;
@@ -92,6 +99,38 @@ end $$;
 comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, boolean, text[]) is
 'End runs and pass their locks on. With hand, the jobs that are next under those locks and in these queues are '
 'returned, their rows held, for the fetch of the same call; else they become candidates. verdicts leaves out plain ok.';
+
+create or replace function procrastinate._set_aside(
+  inout succeeded bigint[], inout tokens bigint[], inout outcomes jsonb, out verdicts jsonb
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_ids bigint[] := succeeded || array(select (u.o ->> 'id')::bigint from jsonb_array_elements(outcomes) as u (o));
+  v_tokens bigint[] := tokens || array(select (u.o ->> 'token')::bigint from jsonb_array_elements(outcomes) as u (o));
+  v_held bigint[];
+  v_busy bigint[];
+begin
+  v_held := array(
+    select j.token from procrastinate.job as j
+     where j.id = any (v_ids) and j.token = any (v_tokens) order by j.id for update skip locked);
+  select array_agg(j.token), jsonb_agg(procrastinate._verdict(
+           j.id, j.token, '55P03', 'an open transaction holds the job', null, null))
+    into v_busy, verdicts
+    from procrastinate.job as j
+   where j.id = any (v_ids) and j.token = any (v_tokens) and j.token <> all (v_held);
+  if v_busy is not null then
+    select coalesce(array_agg(u.id), '{}'), coalesce(array_agg(u.token), '{}') into succeeded, tokens
+      from unnest(succeeded, tokens) as u (id, token)
+     where u.token is null or u.token <> all (v_busy);
+    outcomes := coalesce((
+      select jsonb_agg(u.o order by u.n)
+        from jsonb_array_elements(outcomes) with ordinality as u (o, n)
+       where u.o ->> 'token' is null or (u.o ->> 'token')::bigint <> all (v_busy)), '[]');
+  end if;
+end $$;
+comment on function procrastinate._set_aside(bigint[], bigint[], jsonb) is
+'Hold the jobs of these runs, in the order of their ids, and take from the runs those whose jobs somebody else holds: they are '
+'refused with 55P03, to be told again a little later.';
 
 create or replace function procrastinate._late_verdict(id bigint, token bigint, keep boolean) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -168,6 +207,8 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_verdict jsonb;
 begin
+  -- whoever else holds the job is waited for
+  perform from procrastinate.job as j where j.id = job_id and j.token = complete_v1.token for update;
   select f.verdicts -> 0 into v_verdict
     from procrastinate._finish(
       '{}', '{}',

@@ -10,8 +10,6 @@ declare
   v_late jsonb;
   o record;
 begin
-  -- hold the rows first, in order, so that the decisions are made on what is true
-  perform from procrastinate.job as j where j.id = any (v_ids) order by j.id for update;
   with mine as materialized (
     select j.*, d.*, g.o
       from (select distinct on (u.o -> 'id', u.o -> 'token') u.o from jsonb_array_elements(outcomes) as u (o)) as g
@@ -83,7 +81,8 @@ begin
   perform procrastinate._wake_for_returned(v_ids);
 end $$;
 comment on function procrastinate._end_runs(jsonb, timestamptz) is
-'End the runs that are not plain successes, all in one statement, and return the verdicts and the locks to pass on.';
+'End the runs that are not plain successes and whose jobs the caller holds, all in one statement, and return the verdicts and the '
+'locks to pass on.';
 
 create or replace function procrastinate._end_runs_once(outcomes jsonb, ids bigint[], store_errors boolean, at timestamptz)
 returns table (verdict jsonb, lock text)

@@ -18,11 +18,12 @@ import random
 import signal
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 QUEUES = ["a", "b", "c"]
 LOCKS = 30
@@ -99,9 +100,11 @@ def run(load: Load) -> float:
                 while kill_at and row[0] > kill_at[0]:
                     kill_at.pop(0)
                     n = rnd.randrange(len(working))
-                    own.write("killed", name=working[n].name, at=time.monotonic())
+                    at = time.monotonic()
                     os.kill(working[n].pid, signal.SIGKILL)
                     working[n].join()
+                    _await_end(conn, working[n].name)
+                    own.write("killed", name=working[n].name, at=at, gone=time.monotonic())
                     working[n] = start("work", next(names), lists[n])
                 if not row[1] and not any(p.is_alive() for p in deferring):
                     break
@@ -120,9 +123,17 @@ def run(load: Load) -> float:
     return time.monotonic() - started
 
 
+def _await_end(conn: psycopg.Connection[Any], name: str) -> None:
+    """Wait until the server, too, has noticed that a client is no more."""
+    query = "select exists (select from pg_stat_activity where application_name = %s)"
+    while conn.execute(query, [name]).fetchone() == (True,):
+        time.sleep(0.01)
+
+
 def _client(target: str, load: dict[str, Any], name: str, stop: Path, *args: Any) -> None:
     targets: dict[str, Any] = {"defer": _defer, "work": _work, "operate": _operate}
     options = Load(**load)
+    options = replace(options, dsn=make_conninfo(options.dsn, application_name=name))
     rnd = random.Random(f"{options.seed} {name}")
     targets[target](options, rnd, History(options.folder, name), stop, *args)
 
