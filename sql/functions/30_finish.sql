@@ -54,7 +54,7 @@ begin
   if cardinality(succeeded) > 0 then
     if keep then
       with d as (
-        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens)
+        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens) and j.token > 0
         returning j.id, j.token, j.worker_id, j.deferred_at, j.scheduled_at, j.started_at, j.rank, j.attempts, j.rescues,
                   j.task, j.queue, j.lock, j.queueing_lock, j.args, j.headers, j.retry),
       i as (
@@ -69,7 +69,7 @@ begin
         into v_tokens, f_lock, f_rank, f_id from d;
     else
       with d as (
-        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens)
+        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens) and j.token > 0
         returning j.id, j.token, j.rank, j.lock)
       select array_agg(d.id), array_agg(d.token), array_agg(d.lock) filter (where d.lock is not null),
              array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)

@@ -13,7 +13,7 @@ begin
   with mine as materialized (
     select j.*, d.*, g.o
       from (select distinct on (u.o -> 'id', u.o -> 'token') u.o from jsonb_array_elements(outcomes) as u (o)) as g
-      join procrastinate.job as j on j.id = (g.o ->> 'id')::bigint and j.token = (g.o ->> 'token')::bigint
+      join procrastinate.job as j on j.id = (g.o ->> 'id')::bigint and j.token = (g.o ->> 'token')::bigint and j.token > 0
      cross join lateral procrastinate._decide(
        g.o, j.task, j.queue, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
      where j.id = any (v_ids)),

@@ -5,13 +5,17 @@ begin
   case name
     when 'max_args_bytes' then update procrastinate.config as c set max_args_bytes = value::int;
     when 'max_rescues' then update procrastinate.config as c set max_rescues = value::int;
-    when 'stalled_after' then update procrastinate.config as c set stalled_after = procrastinate._interval(value #>> '{}');
+    when 'stalled_after' then
+      if procrastinate._interval(value #>> '{}') > '30 days' then
+        raise exception 'stalled_after is over 30 days' using errcode = '22023', hint = 'Give it 1 second to 30 days.';
+      end if;
+      update procrastinate.config as c set stalled_after = procrastinate._interval(value #>> '{}');
     when 'notify' then update procrastinate.config as c set notify = value::boolean;
     when 'store_errors' then update procrastinate.config as c set store_errors = value::boolean;
     when 'retention' then
       perform procrastinate._check_keys('retention', value, '{succeeded,failed,aborted,cancelled}');
-      if (select bool_or(procrastinate._interval(r.value) < '0') from jsonb_each_text(value) as r) then
-        raise exception 'a retention is negative' using errcode = '22023', hint = 'Use null to keep jobs for ever.';
+      if (select bool_or(procrastinate._interval(r.value) not between '0' and '1000 years') from jsonb_each_text(value) as r) then
+        raise exception 'a retention is negative, or over 1000 years' using errcode = '22023', hint = 'Use null to keep jobs for ever.';
       end if;
       update procrastinate.config as c set retention = jsonb_strip_nulls(value);
     else

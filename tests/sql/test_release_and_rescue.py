@@ -96,7 +96,7 @@ def test_how_long_a_worker_may_be_silent_has_a_default(db):
 
 @pytest.mark.parametrize("stalled_after", ["0.9 seconds", "-1 hour"])
 def test_no_worker_dies_within_a_second(db, stalled_after):
-    with db.refused("22023", "stalled_after is too short"):
+    with db.refused("22023", "stalled_after is out of range"):
         db.worker(stalled_after=stalled_after)
 
 
@@ -332,3 +332,22 @@ def test_a_worker_can_ask_what_it_holds(db, worker):
     rows = db.call("held_v1", worker_id=worker.id)
     assert [(row.id, row.token) for row in rows] == [(job.id, job.token) for job in (held[0], held[2])]
     assert db.status(*ids) == ["doing", "succeeded", "doing", "doing"]
+
+
+@pytest.mark.parametrize("stalled_after", ["31 days", "10000 years"])
+def test_no_worker_may_be_silent_for_so_long_that_the_clock_cannot_tell(db, stalled_after):
+    with db.refused("22023", "stalled_after is out of range"):
+        db.worker(stalled_after=stalled_after)
+    with db.refused("JQ018", "bad value for the setting stalled_after"):
+        db.set("stalled_after", stalled_after)
+
+
+def test_a_token_that_is_spent_and_negated_ends_no_waiting_job(db, worker):
+    job_id = db.defer(retry=5)
+    job = worker.take()
+    failed = f'[{{"id": {job_id}, "token": {job.token}, "outcome": "failed"}}]'
+    db.rows("select * from procrastinate.finish_v1(%s, outcomes => %s)", worker.id, failed)
+    db.rows("select * from procrastinate.finish_v1(%s, %s, %s)", worker.id, [job_id], [-job.token])
+    outcome = f'[{{"id": {job_id}, "token": {-job.token}, "outcome": "succeeded"}}]'
+    db.rows("select * from procrastinate.finish_v1(%s, outcomes => %s)", worker.id, outcome)
+    assert [row.status for row in db.rows("select status from procrastinate.jobs where id = %s", job_id)] == ["todo"]
