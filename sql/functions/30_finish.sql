@@ -112,12 +112,12 @@ declare
 begin
   v_held := array(
     select j.token from procrastinate.job as j
-     where j.id = any (v_ids) and j.token = any (v_tokens) order by j.id for update skip locked);
+     where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0 order by j.id for update skip locked);
   select array_agg(j.token), jsonb_agg(procrastinate._verdict(
            j.id, j.token, '55P03', 'an open transaction holds the job', null, null))
     into v_busy, verdicts
     from procrastinate.job as j
-   where j.id = any (v_ids) and j.token = any (v_tokens) and j.token <> all (v_held);
+   where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0 and j.token <> all (v_held);
   if v_busy is not null then
     select coalesce(array_agg(u.id), '{}'), coalesce(array_agg(u.token), '{}') into succeeded, tokens
       from unnest(succeeded, tokens) as u (id, token)

@@ -13,8 +13,8 @@ begin
   perform procrastinate._check_protocol(register_worker_v1.protocol);
   perform procrastinate._check_worker(register_worker_v1.name, register_worker_v1.queues, register_worker_v1.tasks);
   register_worker_v1.stalled_after := coalesce(register_worker_v1.stalled_after, v_config.stalled_after);
-  if register_worker_v1.stalled_after not between interval '1 second' and interval '30 days' then
-    raise exception 'stalled_after is out of range' using errcode = '22023', hint = 'Give it 1 second to 30 days.';
+  if register_worker_v1.stalled_after not between interval '1 second' and interval '10 years' then
+    raise exception 'stalled_after is out of range' using errcode = '22023', hint = 'Give it 1 second to 10 years.';
   end if;
   insert into procrastinate.worker (name, queues, tasks, schedules, protocol, stalled_after, info, started_at, heartbeat_at)
   values (register_worker_v1.name, register_worker_v1.queues, register_worker_v1.tasks, register_worker_v1.schedules,

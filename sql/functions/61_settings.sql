@@ -6,8 +6,8 @@ begin
     when 'max_args_bytes' then update procrastinate.config as c set max_args_bytes = value::int;
     when 'max_rescues' then update procrastinate.config as c set max_rescues = value::int;
     when 'stalled_after' then
-      if procrastinate._interval(value #>> '{}') > '30 days' then
-        raise exception 'stalled_after is over 30 days' using errcode = '22023', hint = 'Give it 1 second to 30 days.';
+      if procrastinate._interval(value #>> '{}') > '10 years' then
+        raise exception 'stalled_after is over 10 years' using errcode = '22023', hint = 'Give it 1 second to 10 years.';
       end if;
       update procrastinate.config as c set stalled_after = procrastinate._interval(value #>> '{}');
     when 'notify' then update procrastinate.config as c set notify = value::boolean;

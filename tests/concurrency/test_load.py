@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,45 @@ def test_twenty_thousand_jobs(
     if lanes:
         always_lanes(conn)
     check(Load(dsn, str(tmp_path), seed=seed, jobs=20_000, workers=workers, kills=6), lanes=lanes)
+
+
+# What the judge is for: each breaks one promise, and what it then must say.
+FLAWS = {
+    "old tokens accepted": (
+        "_finish",
+        "and j.token = any (tokens) and j.token > 0\n        returning j.id, j.token, j.worker_id",
+        "returning j.id, j.token, j.worker_id",
+        "an old token was accepted",
+    ),
+    "order forgotten": (
+        "_candidates",
+        "order by j.rank, j.id limit v_need for update skip locked",
+        "order by j.id limit v_need for update skip locked",
+        "a fetch is out of order|was passed over",
+    ),
+    "locks not looked at": (
+        "_settle",
+        "where j.lock = l.lock and j.state = 'x' order by j.token desc limit 1",
+        "where j.lock = l.lock and j.state = '-' order by j.token desc limit 1",
+        "ran at once under",
+    ),
+    "runs not counted": ("_finish", "d.attempts + 1", "d.attempts", "attempts, but"),
+    "finished jobs thrown away": ("_finish", "'succeeded', d.task", "'failed', d.task", "successes, but failed"),
+    "jobs lost": ("_finish", "          from d)\n", "          from d where d.id % 97 > 0)\n", "jobs are lost"),
+    "cancels undone": ("cancel", "'cancelled', 0, 0", "'failed', 0, 0", "cancelled, but failed"),
+}
+
+
+@pytest.mark.parametrize(
+    "flaw", [name if n < 2 else pytest.param(name, marks=pytest.mark.long) for n, name in enumerate(FLAWS)]
+)
+def test_the_judge_finds_a_schema_that_breaks_a_promise(
+    conn: psycopg.Connection[Any], dsn: str, tmp_path: Path, flaw: str
+) -> None:
+    function, old, new, verdict = FLAWS[flaw]
+    conn.execute("drop index procrastinate.backstop")
+    gates.rewrite(conn, function, old, new)
+    load = Load(dsn, str(tmp_path), seed=5, jobs=1000, workers=(None, None), kills=0)
+    run(load)
+    report = judge(dsn, tmp_path)
+    assert any(re.search(verdict, sentence) for sentence in report.wrong), report.wrong[:5]

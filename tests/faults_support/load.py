@@ -266,7 +266,9 @@ def _work(load: Load, rnd: random.Random, history: History, stop: Path, queues: 
             else:
                 ended.append(_end(rnd, job, aborted))
         if before and rnd.random() < 0.05:
-            _present_again(conn, rnd, history, worker, before)
+            # a run that has ended, and one of another time for a job that runs now
+            presented = [rnd.choice(before)] + [(job["id"], before[0][1]) for job in ended[:1]]
+            _present_again(conn, history, worker, presented)
     # what is still held goes back, as a worker that stops would do
     conn.execute("select procrastinate.unregister_worker_v1(%s)", [worker])
 
@@ -313,13 +315,12 @@ def _complete(conn: psycopg.Connection[Any], rnd: random.Random, history: Histor
 
 
 def _present_again(
-    conn: psycopg.Connection[Any], rnd: random.Random, history: History, worker: int, before: deque[tuple[int, int]]
+    conn: psycopg.Connection[Any], history: History, worker: int, presented: list[tuple[int, int]]
 ) -> None:
-    id_, token = rnd.choice(before)
-    for presented in (token, token - 1_000_000):
+    for id_, token in presented:
         row = conn.execute(
             "select verdict from procrastinate.finish_v1(%s, array[%s::bigint], array[%s::bigint])",
-            [worker, id_, presented],
+            [worker, id_, token],
         ).fetchone()
         assert row is not None
         history.write("again", id=id_, token=token, verdict=row[0])

@@ -334,7 +334,7 @@ def test_a_worker_can_ask_what_it_holds(db, worker):
     assert db.status(*ids) == ["doing", "succeeded", "doing", "doing"]
 
 
-@pytest.mark.parametrize("stalled_after", ["31 days", "10000 years"])
+@pytest.mark.parametrize("stalled_after", ["11 years", "10000 years"])
 def test_no_worker_may_be_silent_for_so_long_that_the_clock_cannot_tell(db, stalled_after):
     with db.refused("22023", "stalled_after is out of range"):
         db.worker(stalled_after=stalled_after)
