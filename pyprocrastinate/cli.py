@@ -258,7 +258,7 @@ def healthchecks(app_path: str | None) -> None:
 @click.pass_obj
 def psql(app: str | None, arguments: tuple[str, ...]) -> None:
     """Open psql on the database, with psql's ARGUMENTS, as in `psql -c 'table …'`."""
-    from pyprocrastinate import psql
+    from pyprocrastinate_embedded import psql
 
     sys.exit(psql.run(address(app), arguments))
 

