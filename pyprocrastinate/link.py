@@ -83,6 +83,7 @@ class Link:
         """Connect, or raise."""
         async with asyncio.timeout(None) as self._opening:
             self._connection = await self._connector.connect_async()
+            self._connection.add_notice_handler(self._on_notice)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -120,6 +121,11 @@ class Link:
                 self._logger.warning("The database does not answer: %s", error, extra=extra)
             await self._pause(backoff(attempt))
             attempt += 1
+
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            text = f"{notice.message_primary}. {notice.message_detail or ''}".rstrip()
+            self._logger.warning("%s", text, extra={"action": "database_warning"})
 
     def _cut(self) -> None:
         sever(self._connection)

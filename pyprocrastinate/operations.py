@@ -275,14 +275,6 @@ def tick() -> Call[tuple[list[Row], float | None]]:
     return Call("tick_v1", {}, read)
 
 
-def cron_next(expression: str, after: datetime.datetime, timezone: str) -> Call[datetime.datetime]:
-    return Call(
-        "cron_next",
-        {"expression": expression, "after": after, "timezone": timezone},
-        lambda rows: moment(rows[0][0]) or datetime.datetime.max,
-    )
-
-
 # A worker's connections give times as microseconds since 2000: cheap, and no time is too odd to be read.
 
 

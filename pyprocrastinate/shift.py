@@ -8,7 +8,6 @@ What must go on whatever the event loop does is in `pulse`; how user code runs i
 from __future__ import annotations
 
 import asyncio
-import datetime
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pyprocrastinate import exceptions, operations, periodic
+from pyprocrastinate import exceptions, operations
 from pyprocrastinate.execution import Execution, Run
 from pyprocrastinate.job_context import AbortReason
 from pyprocrastinate.joblog import JobLog
@@ -115,11 +114,6 @@ class Shift:
         await self._link.open()
         check_protocol(*await self._link.call(operations.protocol()))
         await self._register()
-        for schedule in self.worker.app.periodic_registry.periodic_tasks.values():
-            now = datetime.datetime.now(datetime.UTC)
-            if calls := periodic.comparison(schedule, now):
-                times = [await self._link.call(call) for call in calls]
-                periodic.warn_of_difference(schedule, times)
         self._pulse.start()
         self._watch()
 

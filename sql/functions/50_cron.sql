@@ -114,6 +114,28 @@ end $$;
 comment on function procrastinate._cron_parse(text) is
 'Read a cron expression into the eight texts that 50_cron.sql explains. Raises JQ020.';
 
+create or replace function procrastinate._cron_elsewhere(expression text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_cron constant text[] := procrastinate._cron_parse(expression);
+  v_every_day constant boolean := strpos(substr(v_cron[4], 2), '0') = 0;
+  v_every_weekday constant boolean := strpos(left(v_cron[6], 7), '0') = 0;
+  v_field text[] := regexp_split_to_array(btrim(expression, E' \t\r\n'), '[ \t\r\n]+');
+begin
+  if v_cron[7] = 'and' and not (v_every_day or v_every_weekday) then
+    v_field[3] := regexp_replace(v_field[3], '^[*]', '1-31');
+    v_field[5] := regexp_replace(v_field[5], '^[*]', '0-7');
+  elsif v_cron[7] = 'or' and v_every_day <> v_every_weekday then
+    v_field[case when v_every_day then 3 else 5 end] := '*';
+  else
+    return null;
+  end if;
+  return array_to_string(v_field, ' ');
+end $$;
+comment on function procrastinate._cron_elsewhere(text) is
+'Return what to write here for the times at which croniter would fire, or null where it reads the expression as we do. Of the two '
+'day fields croniter wants either, unless one covers all days; we go by how they are written.';
+
 create or replace function procrastinate._cron_field(field text, value text, low int, high int, names text[] default '{}')
 returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$

@@ -156,6 +156,7 @@ create or replace function procrastinate._check_declarations(schedules jsonb, at
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   d jsonb;
+  v_there text;
 begin
   if jsonb_typeof(schedules) is distinct from 'array' or jsonb_path_exists(schedules, 'strict $[*] ? (@.type() != "object")') then
     raise exception 'schedules must be a JSON array of objects' using errcode = '22023',
@@ -167,6 +168,13 @@ begin
     perform procrastinate._check_schedule(
       d ->> 'name', d ->> 'task', d ->> 'cron', d ->> 'timezone', procrastinate._declared_args(d),
       procrastinate._declared_delay(d), d ->> 'queue', (d ->> 'priority')::int, d ->> 'lock', d ->> 'queueing_lock', at);
+    v_there := procrastinate._cron_elsewhere(d ->> 'cron');
+    if v_there is not null then
+      raise warning 'schedule "%" fires next at %, where croniter would read "%" and fire at %', d ->> 'name',
+        procrastinate.cron_next(d ->> 'cron', at, coalesce(d ->> 'timezone', 'UTC')), v_there,
+        procrastinate.cron_next(v_there, at, coalesce(d ->> 'timezone', 'UTC'))
+        using detail = 'If one of the day fields begins with a star, both must match; if none does, either.';
+    end if;
   end loop;
   return array(select distinct e ->> 'name' from jsonb_array_elements(schedules) as e);
 end $$;

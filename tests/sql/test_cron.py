@@ -563,3 +563,25 @@ def test_random_expressions_with_seconds_fire_as_with_cronsim(db):
         *fields, second = expression.split()
         # Theirs is the first field.
         assert tick == cronsim_next(" ".join([second, *fields]), after, "UTC"), (expression, after)
+
+
+@pytest.mark.parametrize(
+    ("expression", "theirs"),
+    [
+        ("0 0 * * *", None),
+        ("0 0 13 * *", None),
+        ("0 0 13 * 5", None),
+        ("0 0 */2 * *", None),
+        ("0 0 1-31 * 0-7", None),
+        ("@daily", None),
+        ("0 0 */2 * 1", "0 0 1-31/2 * 1"),
+        (" 0  0 1 * */2 ", "0 0 1 * 0-7/2"),
+        ("0 0 */2 * */2", "0 0 1-31/2 * 0-7/2"),
+        ("0 0 */2 * 1 30", "0 0 1-31/2 * 1 30"),
+        ("0 0 1-31 * 1", "0 0 * * 1"),
+        ("0 0 1-15,16-31 * 1", "0 0 * * 1"),
+        ("0 0 1 * mon-sun", "0 0 1 * *"),
+    ],
+)
+def test_it_knows_where_croniter_reads_an_expression_differently(db, expression, theirs):
+    assert db.one("select procrastinate._cron_elsewhere(%s)", expression) == theirs
