@@ -121,20 +121,26 @@ declare
   v_every_day constant boolean := strpos(substr(v_cron[4], 2), '0') = 0;
   v_every_weekday constant boolean := strpos(left(v_cron[6], 7), '0') = 0;
   v_field text[] := regexp_split_to_array(btrim(expression, E' \t\r\n'), '[ \t\r\n]+');
+  v_both boolean;
 begin
-  if v_cron[7] = 'and' and not (v_every_day or v_every_weekday) then
-    v_field[3] := regexp_replace(v_field[3], '^[*]', '1-31');
-    v_field[5] := regexp_replace(v_field[5], '^[*]', '0-7');
-  elsif v_cron[7] = 'or' and v_every_day <> v_every_weekday then
+  if v_every_day and v_every_weekday then
+    return null;
+  end if;
+  v_both := (v_every_day and (v_field[3] ~ '(^|,)[*](,|$)' or strpos(v_field[5], '*') > 0))
+            or (v_every_weekday and (v_field[5] ~ '(^|,)[*](,|$)' or strpos(v_field[3], '*') > 0));
+  if v_both = (v_cron[7] = 'and') then
+    return null;
+  elsif v_both then
     v_field[case when v_every_day then 3 else 5 end] := '*';
   else
-    return null;
+    v_field[3] := regexp_replace(v_field[3], '^[*]', '1-31');
+    v_field[5] := regexp_replace(v_field[5], '^[*]', '0-7');
   end if;
   return array_to_string(v_field, ' ');
 end $$;
 comment on function procrastinate._cron_elsewhere(text) is
 'Return what to write here for the times at which croniter would fire, or null where it reads the expression as we do. Of the two '
-'day fields croniter wants either, unless one covers all days; we go by how they are written.';
+'day fields croniter wants either, unless one covers all days and is, or stands beside, a star; here a leading star decides.';
 
 create or replace function procrastinate._cron_field(field text, value text, low int, high int, names text[] default '{}')
 returns text
