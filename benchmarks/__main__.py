@@ -13,11 +13,11 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.harness import BenchmarkError, Harness
 from benchmarks.peers import Peers
-from benchmarks.systems import find
+from benchmarks.systems import find, variants_of
 from benchmarks.workloads import Plan, Table
 
 WORKLOADS = ("drain", "defer", "bulk", "latency", "storage")
-PEERS = ("procrastinate",)
+PEERS = ("procrastinate", "pgqueuer", "graphile", "celery")
 
 
 def main() -> int:
@@ -25,7 +25,8 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     peers = Peers(_names(options.peers, PEERS))
-    systems = [find(name) for name in peers.present]
+    # in their default configuration and in their best
+    systems = [find(name) for peer in peers.present for name in variants_of(peer)]
     plan = Plan(options.rounds or (1 if options.quick else 3), options.quick, systems)
     tables: list[Table] = []
     problems = list(peers.missing)

@@ -127,9 +127,9 @@ class Harness:
 
     def start(self, system: System, part: str, **options: Any) -> Child:
         """Start a part of a system in a process of its own."""
-        python = self.interpreters[system.requirements]
+        command = command_of(system, self.interpreters[system.requirements])
         log = self.folder / f"{len(self.children)}.log"
-        child = Child(python, system.name, part, options, log)
+        child = Child(f"{system.name} {part}", [*command, part, json.dumps(options)], log)
         self.children.append(child)
         return child
 
@@ -300,14 +300,22 @@ def _held(dsn: str) -> Iterator[None]:
         yield
 
 
+def command_of(system: System, interpreter: Path) -> list[str | Path]:
+    """Return what runs a part of a system, but for the part."""
+    if system.script is None:
+        return [interpreter, "-m", "benchmarks.child", system.name]
+    # For programs in JavaScript, the interpreter is where their packages are.
+    return ["env", f"NODE_PATH={interpreter}", "node", system.script, system.variant]
+
+
 class Child:
     """A process of the benchmark."""
 
-    def __init__(self, python: Path, system: str, part: str, options: dict[str, Any], log: Path) -> None:
-        self.name = f"{system} {part}"
+    def __init__(self, name: str, command: list[str | Path], log: Path) -> None:
+        self.name = name
         self.log: IO[bytes] = log.open("w+b")
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.child", system, part, json.dumps(options)],
+            command,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             cwd=ROOT,
             stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ Each peer has a virtual environment of its own, so that its dependencies and our
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ class Peers:
 
 
 def _environment(requirements: tuple[str, ...]) -> Path:
+    if requirements[0] == "npm":
+        return _packages(requirements[1:])
     wanted = "\n".join((sys.version, *requirements))
     folder = _cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     python = folder / ("Scripts/python.exe" if WINDOWS else "bin/python")
@@ -53,6 +56,22 @@ def _environment(requirements: tuple[str, ...]) -> Path:
     return python
 
 
+def _packages(requirements: tuple[str, ...]) -> Path:
+    """Return a folder of node's packages; it must have node itself."""
+    node = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout
+    folder = _cache() / hashlib.sha256("\n".join((node, *requirements)).encode()).hexdigest()[:16]
+    if not (folder / "complete").exists():
+        print(f"installing {', '.join(requirements)} ...", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text("{}")
+        subprocess.run(
+            ["npm", "install", "--silent", *requirements], cwd=folder, check=True, capture_output=True, text=True
+        )
+        (folder / "complete").touch()
+    return folder / "node_modules"
+
+
 def _cache() -> Path:
     if WINDOWS:
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
@@ -62,6 +81,9 @@ def _cache() -> Path:
 
 
 def _version(python: Path, name: str) -> str:
+    if python.name == "node_modules":
+        package = find(name).requirements[1].rpartition("@")[0]
+        return str(json.loads((python / package / "package.json").read_text())["version"])
     code = f"from importlib.metadata import version; print(version({name!r}))"
     return _run(python, "-c", code).strip()
 

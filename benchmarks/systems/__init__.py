@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, LiteralString
 
 import psycopg
@@ -26,8 +27,10 @@ class System:
 
     #: What tables and figures call it.
     title: ClassVar[str]
-    #: What pip installs for it; empty for what this checkout brings.
+    #: What pip installs for it (or npm, named first); empty for what this checkout brings.
     requirements: ClassVar[tuple[str, ...]] = ()
+    #: The program for its parts where `benchmarks.child` cannot run them; requirements then begin with `npm`.
+    script: ClassVar[Path | None] = None
     #: Variants share a schema, so it is installed once for all of them.
     variants: ClassVar[tuple[str, ...]] = ("",)
     #: How many jobs a drain needs, by concurrency, to take some seconds.
@@ -85,6 +88,11 @@ def find(name: str) -> System:
     module = import_module(f"benchmarks.systems.{name.partition(':')[0]}")
     system: System = module.system(name)
     return system
+
+
+def variants_of(module: str) -> list[str]:
+    """Return the names of a system's variants."""
+    return [f"{module}:{variant}" if variant else module for variant in find(module).variants]
 
 
 async def one_by_one(links: list[psycopg.AsyncConnection[Any]], statement: LiteralString, count: int) -> float:
