@@ -16,7 +16,7 @@ from benchmarks.peers import Peers
 from benchmarks.systems import find, variants_of
 from benchmarks.workloads import Plan, Table
 
-WORKLOADS = ("drain", "defer", "bulk", "latency", "storage")
+WORKLOADS = ("drain", "defer", "bulk", "latency", "locks", "backlog", "horizon", "batches", "soak")
 PEERS = ("procrastinate", "pgqueuer", "graphile", "celery")
 
 

@@ -8,6 +8,7 @@ standard input does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +51,8 @@ class Result:
     jobs: int
     seconds: float
     figures: dict[str, float] = field(default_factory=dict)
+    # how it went on, for charts: dicts with `at`, seconds since the first job
+    course: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -68,6 +71,16 @@ class Drain:
     hold: bool = False  # an old snapshot is open all the time
     queues: list[str] | None = None
     seconds: float = 60.0  # stop then, even if it is not done
+
+
+@dataclass
+class Soak:
+    """A steady load to measure; times in seconds."""
+
+    rate: int  # jobs a second
+    seconds: float
+    hold: tuple[float, float]  # from when to when an old snapshot is open
+    every: float  # how often to look
 
 
 class Harness:
@@ -183,7 +196,7 @@ class Harness:
                 self.run(system, "ping", dsn=dsn, count=count + WARM_UP, tally=str(tally.path))
             finally:
                 worker.stop()
-        samples = sorted(1e3 * seconds for seconds in tally.latencies[WARM_UP:])
+        samples = sorted(1e3 * seconds for seconds in tally.latencies(WARM_UP))
         if len(samples) < count:
             raise BenchmarkError(f"{system.label} started {len(samples)} of {count} jobs in time")
         points = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -267,7 +280,61 @@ class Harness:
             quarter = len(course) // 4
             figures["first_quarter"] = _rate(course[0], course[quarter])
             figures["last_quarter"] = _rate(course[-quarter - 1], course[-1])
-        return Result(jobs, max(last - first, 1e-3), figures)
+        return Result(jobs, max(last - first, 1e-3), figures, _rates(course))
+
+    def soak(self, system: System, soak: Soak) -> Result:
+        """Measure latency, buffers and sizes under a steady load, while an old snapshot comes and goes."""
+        course: list[dict[str, float]] = []
+        with self.database(system) as (dsn, conn), contextlib.ExitStack() as held:
+            conn.execute("set application_name = 'harness'")
+            tally = self.tally()
+            options = {"concurrency": 100, "target": sys.maxsize, "queues": None}
+            worker = self.start(system, "work", dsn=dsn, tally=str(tally.path), **options)
+            load = self.start(system, "steady", dsn=dsn, rate=soak.rate, seconds=soak.seconds)
+            begin = last = time.monotonic()
+            before, jobs, known = self._reads(dsn), 0, 0
+            holding = False
+            while load.process.poll() is None:
+                time.sleep(max(0.0, last + soak.every - time.monotonic()))
+                now, reads, count, started = time.monotonic(), self._reads(dsn), tally.count, tally.started
+                samples = sorted(tally.latencies(known)[: started - known])
+                if samples:
+                    course.append(
+                        {
+                            "at": now - begin,
+                            "rate": (count - jobs) / (now - last),
+                            "p50": 1e3 * samples[len(samples) // 2],
+                            "p99": 1e3 * samples[round(0.99 * (len(samples) - 1))],
+                            "buffers": (reads[0] - before[0]) / max(1, reads[1] - before[1]),
+                            "megabytes": system.size(conn) / 1e6,
+                        }
+                    )
+                before, jobs, known, last = reads, count, started, now
+                if not holding and soak.hold[0] <= now - begin < soak.hold[1]:
+                    held.enter_context(_held(dsn))
+                    holding = True
+                elif holding and now - begin >= soak.hold[1]:
+                    held.close()
+                    holding = False
+            seconds = time.monotonic() - begin
+            load.wait(10)
+            worker.stop()
+            conn.execute("vacuum")
+            figures = {"megabytes_after": system.size(conn) / 1e6, "pending": float(system.pending(conn))}
+        if figures["pending"]:
+            raise BenchmarkError(f"{system.label} left {figures['pending']:.0f} jobs")
+        return Result(tally.count, seconds, figures, course)
+
+    def _reads(self, dsn: str) -> tuple[int, int]:
+        """Return how many buffers the workers' calls have looked at, and how many calls there were."""
+        row = self.admin.execute(
+            "select coalesce(sum(s.shared_blks_hit + s.shared_blks_read), 0)::bigint, "
+            "coalesce(sum(s.calls), 0)::bigint from pg_stat_statements as s join pg_database as d on d.oid = s.dbid "
+            "where d.datname = %s and s.query like '%%work_v1%%'",
+            [psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]],
+        ).fetchone()
+        assert row
+        return row[0], row[1]
 
 
 def _watch(child: Child, tally: Tally, drain: Drain) -> list[tuple[float, int]]:
@@ -289,6 +356,13 @@ def _watch(child: Child, tally: Tally, drain: Drain) -> list[tuple[float, int]]:
 
 def _rate(begin: tuple[float, int], end: tuple[float, int]) -> float:
     return (end[1] - begin[1]) / max(end[0] - begin[0], 1e-3)
+
+
+def _rates(course: list[tuple[float, int]], points: int = 100) -> list[dict[str, float]]:
+    """Return the rate over time, at some points."""
+    step = max(1, len(course) // points)
+    some = course[::step]
+    return [{"at": b[0] - course[0][0], "rate": _rate(a, b)} for a, b in itertools.pairwise(some)]
 
 
 @contextlib.contextmanager

@@ -62,8 +62,8 @@ class Tally:
         if not ints[0]:
             floats[1] = now
         floats[2] = now
-        if sent_at and ints[3] < LATENCIES:
-            floats[4 + ints[3]] = now - sent_at
+        if sent_at:
+            floats[4 + ints[3] % LATENCIES] = now - sent_at
             ints[3] += 1
         ints[0] += count
 
@@ -82,10 +82,10 @@ class Tally:
         """When the first and the last job started."""
         return self.floats[1], self.floats[2]
 
-    @property
-    def latencies(self) -> list[float]:
-        """Seconds from defer to start, of jobs that said when they were sent."""
-        return list(self.floats[4 : 4 + self.ints[3]])
+    def latencies(self, after: int = 0) -> list[float]:
+        """Return the seconds from defer to start of jobs that said when they were sent, but for the first ones."""
+        assert self.started - after <= LATENCIES
+        return [self.floats[4 + n % LATENCIES] for n in range(after, self.started)]
 
 
 async def nap() -> None:

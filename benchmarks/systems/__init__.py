@@ -60,6 +60,10 @@ class System:
         """Count the jobs that have not ended, to see that each that ran did and no other."""
         raise NotImplementedError
 
+    def size(self, conn: Connection) -> int:
+        """Return the bytes of all tables and indexes that jobs pass through, history aside."""
+        raise NotImplementedError
+
     # In a child
 
     def install(self, dsn: str) -> None:
@@ -76,6 +80,10 @@ class System:
 
     async def bulk(self, dsn: str, count: int, size: int) -> float:
         """Defer jobs in batches, and return the seconds it took."""
+        raise NotImplementedError
+
+    async def steady(self, dsn: str, rate: int, seconds: float) -> None:
+        """Defer so many jobs a second, some of them with a `t` of now."""
         raise NotImplementedError
 
     async def ping(self, dsn: str, count: int, tally: Tally) -> None:

@@ -78,6 +78,16 @@ class Api(System):
                 await noop.batch_defer_async(*rows)
             return time.monotonic() - begin
 
+    async def steady(self, dsn: str, rate: int, seconds: float) -> None:
+        """Call batch_defer_async a hundred times a second."""
+        app, noop = self.app(dsn)
+        rest: list[dict[str, Any]] = [{} for _ in range(rate // 100 - 1)]
+        async with app.open_async():
+            begin = time.monotonic()
+            for number in range(round(seconds * 100)):
+                await asyncio.sleep(max(0.0, begin + number / 100 - time.monotonic()))
+                await noop.batch_defer_async({"t": time.monotonic()}, *rest)
+
     async def ping(self, dsn: str, count: int, tally: Tally) -> None:
         """Call defer_async now and then."""
         app, noop = self.app(dsn)

@@ -59,6 +59,12 @@ class Core(System):
         assert row
         return int(row[0])
 
+    def size(self, conn: Connection) -> int:
+        """Measure the table of live jobs."""
+        row = conn.execute("select pg_total_relation_size('procrastinate.job')").fetchone()
+        assert row
+        return int(row[0])
+
     def install(self, dsn: str) -> None:
         """Migrate."""
         from pyprocrastinate.migrate import migrate

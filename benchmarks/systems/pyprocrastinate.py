@@ -30,6 +30,10 @@ class Pyprocrastinate(Api):
         """Do as for the bare loop."""
         return self.core.pending(conn)
 
+    def size(self, conn: Connection) -> int:
+        """Do as for the bare loop."""
+        return self.core.size(conn)
+
     def install(self, dsn: str) -> None:
         """Migrate."""
         self.core.install(dsn)

@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.harness import Harness, Result
 from benchmarks.systems import System
@@ -39,7 +40,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     #: Everything that was measured, for --json.
-    raw: dict[str, list[dict[str, float]]]
+    raw: dict[str, list[dict[str, Any]]]
     #: What to remember of it.
     sentences: list[str] = field(default_factory=list)
 
@@ -66,11 +67,16 @@ class Measured:
         """Return what the rates are beside those of another, round by round."""
         return [a / b for a, b in zip(self.rates(key), self.rates(other), strict=True)]
 
+    def quarters(self, key: str) -> list[float]:
+        """Return what the rate of the last quarter is beside that of the first, for each round long enough to tell."""
+        first, last = self.figures(key, "first_quarter"), self.figures(key, "last_quarter")
+        return [b / a for a, b in zip(first, last, strict=True)]
+
     @property
-    def raw(self) -> dict[str, list[dict[str, float]]]:
+    def raw(self) -> dict[str, list[dict[str, Any]]]:
         """Return all of it for --json."""
         return {
-            key: [{"jobs": r.jobs, "seconds": r.seconds, "rate": r.rate} | r.figures for r in each]
+            key: [{"jobs": r.jobs, "seconds": r.seconds, "rate": r.rate, **r.figures, "course": r.course} for r in each]
             for key, each in self.results.items()
         }
 

@@ -1,0 +1,57 @@
+"""A steady stream of jobs for ten minutes, for eight of which somebody holds a transaction open."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from benchmarks.harness import Harness, Soak
+from benchmarks.systems import find
+from benchmarks.workloads import Measured, Plan, Table, spread
+
+SYSTEM = "pyprocrastinate"
+
+
+def measure(harness: Harness, plan: Plan) -> list[Table]:
+    """Measure once, whatever the rounds: it is long enough."""
+    seconds = 30.0 if plan.quick else 600.0
+    soak = Soak(rate=2_000, seconds=seconds, hold=(seconds / 10, seconds * 9 / 10), every=seconds / 60)
+    result = harness.soak(find(SYSTEM), soak)
+    measured = Measured()
+    measured.add(SYSTEM, result)
+    course = result.course
+    parts = {
+        "before the transaction": [at for at in course if at["at"] < soak.hold[0]],
+        "its first tenth": [at for at in course if 0.1 * seconds <= at["at"] < 0.2 * seconds],
+        "its last tenth": [at for at in course if 0.8 * seconds <= at["at"] < 0.9 * seconds],
+        "after it": [at for at in course if at["at"] >= soak.hold[1]],
+    }
+
+    def cell(part: list[dict[str, float]], name: str, form: str = ",.1f") -> str:
+        return spread([at[name] for at in part], form)
+
+    rows = [
+        [
+            title,
+            cell(part, "rate", ",.0f"),
+            cell(part, "p50"),
+            cell(part, "p99"),
+            cell(part, "buffers"),
+            cell(part, "megabytes"),
+        ]
+        for title, part in parts.items()
+    ]
+    columns = ["while", "jobs/s", "p50 ms", "p99 ms", "buffers a call", "MB of tables and indexes, but history"]
+
+    def growth(name: str) -> float:
+        first, last = (median(at[name] for at in parts[part]) for part in ("before the transaction", "its last tenth"))
+        return last / first
+
+    sentence = (
+        f"From before the transaction to its last tenth, latency p99 grows {growth('p99'):.2f}x and buffers a call "
+        f"{growth('buffers'):.2f}x. A vacuum later, tables and indexes but for history have "
+        f"{result.figures['megabytes_after']:.1f} MB."
+    )
+    title = (
+        f"Soak: {soak.rate:,} jobs/s for {seconds:.0f} s, a transaction open for {soak.hold[1] - soak.hold[0]:.0f} s"
+    )
+    return [Table(title, columns, rows, measured.raw, [sentence])]
