@@ -9,8 +9,6 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-
 from pyprocrastinate import operations, payload
 from pyprocrastinate.jobs import Job
 
@@ -62,20 +60,18 @@ class JobContext:
         """Tell whether the task is to stop; a sync task then raises `JobAborted`."""
         return self.abort_reason() is not None
 
-    def complete(self, connection: psycopg.Connection[Any], result: Any = None) -> None:
+    def complete(self, connection: Any, result: Any = None) -> None:
         """
-        End the job as succeeded in the transaction of `connection`.
+        End the job as succeeded in the transaction of `connection`, which is whatever the app's connector takes as one.
 
         What else that transaction writes then commits exactly once, whatever happens to this worker.
         Raises TokenNotCurrent when the job was given to another worker: let the transaction roll back.
         """
-        with operations.translated():
-            operations.run(connection, self._completion(result))
+        self.app.connector.run(self._completion(result), connection)
 
-    async def complete_async(self, connection: psycopg.AsyncConnection[Any], result: Any = None) -> None:
+    async def complete_async(self, connection: Any, result: Any = None) -> None:
         """Do as `complete`."""
-        with operations.translated():
-            await operations.run_async(connection, self._completion(result))
+        await self.app.connector.run_async(self._completion(result), connection)
 
     def _completion(self, result: Any) -> operations.Call[None]:
         assert self.job.id is not None
