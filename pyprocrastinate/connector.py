@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from typing import Any, TypeVar
 
@@ -13,11 +14,11 @@ import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyprocrastinate import embedded, exceptions, operations, payload
+from pyprocrastinate import embedded, exceptions, operations, payload, wires
 from pyprocrastinate.operations import Call
 
 T = TypeVar("T")
-C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
+logger = logging.getLogger(__name__)
 
 # Where the user says nothing: a broken link is noticed in half a minute, not in two hours.
 _LINK = {
@@ -30,6 +31,8 @@ _LINK = {
 }
 _ADDRESS = {"host", "hostaddr", "port", "dbname", "user", "service"}
 _PSYCOPGS = {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
+# What a role, a database or the environment may say otherwise, and workers cannot do with.
+_ISOLATION = "set default_transaction_isolation = 'read committed'"
 # What an async pool takes and a sync one must not get.
 _ASYNC_ONLY = {"configure", "reset", "check", "connection_class", "reconnect_failed"}
 
@@ -135,8 +138,13 @@ class _PsycopgConnector(BaseConnector):
         kwargs = {key: value for key, value in self._kwargs.items() if key not in ("cursor_factory", "row_factory")}
         conninfo = self._resolve()
         given = conninfo_to_dict(conninfo).keys() | kwargs.keys()
-        missing: dict[str, Any] = {key: _LINK[key] for key in _LINK.keys() - given}
-        return {"prepare_threshold": 0, **kwargs, "conninfo": make_conninfo(conninfo, **missing)}
+        settings: dict[str, Any] = {key: _LINK[key] for key in _LINK.keys() - given}
+        return {
+            "prepare_threshold": 0,
+            **kwargs,
+            "client_encoding": "utf8",
+            "conninfo": make_conninfo(conninfo, **settings),
+        }
 
 
 class SyncPsycopgConnector(_PsycopgConnector):
@@ -239,16 +247,21 @@ class PsycopgConnector(_PsycopgConnector):
             async with self._opened().connection() as pooled:
                 return await operations.run_async(pooled, call)
 
-    def connect(self) -> psycopg.Connection[Any]:
-        """Open a connection for a worker's thread."""
-        return _for_worker(psycopg.connect(**self._dedicated()))
-
-    async def connect_async(self) -> psycopg.AsyncConnection[Any]:
-        """Open a connection for a worker's event loop."""
+    async def open_wire(self) -> wires.Wire:
+        """Connect a worker's event loop."""
         arguments = await asyncio.to_thread(self._dedicated)
-        return _for_worker(await psycopg.AsyncConnection.connect(**arguments))
+        connection = await psycopg.AsyncConnection.connect(**arguments)
+        connection.add_notice_handler(_log_warning)
+        await connection.execute(_ISOLATION, prepare=False)
+        return wires.PsycopgWire(connection, self._prepare_nothing)
 
-    def prepare_nothing(self) -> bool:
+    def open_pulse_wire(self) -> wires.PulseWire:
+        """Connect a worker's thread."""
+        connection = psycopg.connect(**self._dedicated())
+        connection.execute(_ISOLATION, prepare=False)
+        return wires.PsycopgPulseWire(connection, self._prepare_nothing)
+
+    def _prepare_nothing(self) -> bool:
         """Let workers connect without prepared statements from now on; tell whether they had them."""
         had = self._kwargs.get("prepare_threshold", 0) is not None
         self._kwargs["prepare_threshold"] = None
@@ -267,9 +280,10 @@ class PsycopgConnector(_PsycopgConnector):
             return self._sync
 
 
-def _for_worker(connection: C) -> C:
-    connection.adapters.register_loader("timestamptz", operations.MicrosecondsLoader)
-    return connection
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
+    if notice.severity_nonlocalized == "WARNING":
+        text = f"{notice.message_primary}. {notice.message_detail or ''}".rstrip()
+        logger.warning("%s", text, extra={"action": "database_warning"})
 
 
 def _of_type(connection: Any, kind: type[T]) -> T:

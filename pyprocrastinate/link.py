@@ -5,26 +5,21 @@ The connection over which a worker's loop talks to the database, made again as o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import socket
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 
-from pyprocrastinate import operations
-from pyprocrastinate.connector import PsycopgConnector
 from pyprocrastinate.operations import Call
+from pyprocrastinate.wires import Wire, WorkerConnector
 
 T = TypeVar("T")
 
 # What the server may answer a statement that will do as it is a little later.
 _PASSING_CLASSES = ("08", "40", "53", "57", "58")
 _PASSING = ("25006", "55P03")
-# A pooler between us and the server has no memory for prepared statements.
-_NOT_PREPARED = ("26000", "42P05")
 _LONGEST_PAUSE = 5.0
 
 
@@ -33,26 +28,9 @@ def is_passing(sqlstate: str | None) -> bool:
     return sqlstate is not None and (sqlstate[:2] in _PASSING_CLASSES or sqlstate in _PASSING)
 
 
-def stop_preparing(connector: PsycopgConnector, sqlstate: str | None) -> bool:
-    """Do without prepared statements from now on, if that is what went wrong."""
-    return sqlstate in _NOT_PREPARED and connector.prepare_nothing()
-
-
 def backoff(attempt: int) -> float:
     """Return how long to wait before this attempt, with jitter, so that workers do not come back all at once."""
     return min(_LONGEST_PAUSE, 0.1 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None) -> None:
-    """Make whoever waits for this connection fail at once; safe from any thread."""
-    if connection is None:
-        return
-    with contextlib.suppress(OSError, psycopg.Error):
-        borrowed = socket.socket(fileno=connection.fileno())
-        try:
-            borrowed.shutdown(socket.SHUT_RDWR)
-        finally:
-            borrowed.detach()
 
 
 class Unreachable(Exception):
@@ -69,27 +47,25 @@ class Link:
     `interrupted` is set then.
     """
 
-    def __init__(self, connector: PsycopgConnector, logger: logging.Logger, patience: float) -> None:
+    def __init__(self, connector: WorkerConnector, logger: logging.Logger, patience: float) -> None:
         self.interrupted = False
         self.round_trip = float("inf")
         self._connector = connector
         self._logger = logger
         self._patience = patience
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._wire: Wire | None = None
         self._opening: asyncio.Timeout | None = None
         self._deadline: float | None = None
 
     async def open(self) -> None:
         """Connect, or raise."""
         async with asyncio.timeout(None) as self._opening:
-            self._connection = await self._connector.connect_async()
-            self._connection.add_notice_handler(self._on_notice)
+            self._wire = await self._connector.open_wire()
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection:
-            with contextlib.suppress(psycopg.Error):
-                await connection.close()
+        wire, self._wire = self._wire, None
+        if wire:
+            await wire.close()
 
     def limit(self, seconds: float) -> None:
         """Give up on the database after this long, even in the middle of a call."""
@@ -108,7 +84,7 @@ class Link:
         attempt = 0
         while True:
             try:
-                if self._connection is None:
+                if self._wire is None:
                     await self.open()
                     self._logger.info("Connected to the database again", extra={"action": "reconnected"})
                 return await self._attempt(call)
@@ -122,23 +98,19 @@ class Link:
             await self._pause(backoff(attempt))
             attempt += 1
 
-    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            text = f"{notice.message_primary}. {notice.message_detail or ''}".rstrip()
-            self._logger.warning("%s", text, extra={"action": "database_warning"})
-
     def _cut(self) -> None:
-        sever(self._connection)
-        if self._connection is None and self._opening and not self._opening.expired():
+        if self._wire:
+            self._wire.sever()
+        elif self._opening and not self._opening.expired():
             self._opening.reschedule(0)
 
     async def _attempt(self, call: Call[T]) -> T:
-        assert self._connection
+        assert self._wire
         # A link that is dead behind a proxy is never reported by the kernel.
-        timer = asyncio.get_running_loop().call_later(self._patience, sever, self._connection)
+        timer = asyncio.get_running_loop().call_later(self._patience, self._wire.sever)
         began = monotonic()
         try:
-            result = await operations.run_async(self._connection, call, binary=True)
+            result = await self._wire.call(call)
         finally:
             timer.cancel()
         # The loop may have been busy when the answer came, so only the shortest trips tell the truth.
@@ -147,16 +119,11 @@ class Link:
 
     async def _recover(self, error: Exception) -> bool:
         """Make the connection usable again; tell whether the call is worth another attempt."""
-        sqlstate = getattr(error, "sqlstate", None)
-        broken = self._connection is None or self._connection.closed
-        if stop_preparing(self._connector, sqlstate):
-            broken = True
-        elif not (broken or is_passing(sqlstate)):
-            return False
-        if broken:
+        if self._wire is None or self._wire.closed:
             self.interrupted = True
             await self.close()
-        return True
+            return True
+        return is_passing(getattr(error, "sqlstate", None))
 
     @property
     def expired(self) -> bool:

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-import selectors
-import socket
 import threading
-from contextlib import suppress
+from contextlib import closing
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from pyprocrastinate import operations
-from pyprocrastinate.link import backoff, sever, stop_preparing
+from pyprocrastinate.link import backoff
 
 if TYPE_CHECKING:
     from pyprocrastinate.shift import Shift
+    from pyprocrastinate.wires import PulseWire
     from pyprocrastinate.worker import Worker
 
-CHANNEL = "procrastinate_v1"
 # However many notifications come, the database is asked this often at most.
 _SHORTEST_INTERVAL = 0.05
 _TICK_JITTER = 0.05
@@ -43,13 +41,10 @@ class Pulse:
         self._listen = worker.listen_notify
         self._interval = min(worker.update_heartbeat_interval, worker.abort_job_polling_interval)
         self._payloads = None if worker.queues is None else {wake_payload(queue) for queue in worker.queues}
-        self._connection: psycopg.Connection[Any] | None = None
+        self._wire: PulseWire | None = None
         self._beat_at = self._beat_no_sooner = 0.0
         self._tick_at: float | None = None
         self._stopping = threading.Event()
-        self._poke_out, self._poke_in = socket.socketpair()
-        self._poke_in.setblocking(False)
-        self._poke_out.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="pyprocrastinate-pulse", daemon=True)
 
     def start(self) -> None:
@@ -58,12 +53,13 @@ class Pulse:
     def poke(self) -> None:
         """Give a heartbeat now."""
         self._beat_at = 0.0
-        with suppress(OSError):
-            self._poke_in.send(b"!")
+        if wire := self._wire:
+            wire.interrupt()
 
     def sever(self) -> None:
         """Break the connection, if its end no longer answers."""
-        sever(self._connection)
+        if wire := self._wire:
+            wire.sever()
 
     def stop(self, patience: float) -> None:
         """Come to an end, but wait no longer than this for the database."""
@@ -74,25 +70,21 @@ class Pulse:
         if self._thread.is_alive():
             self.sever()
             self._thread.join(1.0)
-        if not self._thread.is_alive():
-            self._poke_in.close()
-            self._poke_out.close()
 
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
             try:
-                with self._connector.connect() as self._connection:
+                with closing(self._connector.open_pulse_wire()) as self._wire:
                     if self._listen:
-                        self._connection.execute(f"listen {CHANNEL}".encode())
+                        self._wire.listen()
                     # Whatever was said while nobody listened.
                     self._beat_at = 0.0
                     self._patient.wake()
                     while not self._stopping.is_set():
-                        self._serve(self._connection)
+                        self._serve(self._wire)
                         attempt = 0
             except psycopg.Error as error:
-                stop_preparing(self._connector, error.sqlstate)
                 if not self._stopping.is_set():
                     extra = {"action": "update_heartbeats_error"}
                     self._logger.warning("The connection for heartbeats is broken: %s", error, extra=extra)
@@ -101,27 +93,25 @@ class Pulse:
             self._stopping.wait(backoff(attempt))
             attempt += 1
 
-    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+    def _serve(self, wire: PulseWire) -> None:
         """Do what is due, then wait until something else is."""
         now = monotonic()
         if now >= max(self._beat_at, self._beat_no_sooner):
-            self._beat(connection, now)
+            self._beat(wire, now)
         if self._tick_at is not None and now >= self._tick_at:
-            self._tick(connection)
+            self._tick(wire)
         due = max(self._beat_at, self._beat_no_sooner)
         if self._tick_at is not None:
             due = min(due, self._tick_at)
-        # Read what has arrived before going to sleep: some came along with the answers above.
-        if not self._heed(connection):
-            self._wait(connection, max(0.0, due - monotonic()))
+        self._heed(wire.wait(max(0.0, due - monotonic())))
 
-    def _beat(self, connection: psycopg.Connection[Any], now: float) -> None:
+    def _beat(self, wire: PulseWire, now: float) -> None:
         self._beat_at = now + self._interval
         self._beat_no_sooner = now + _SHORTEST_INTERVAL
         worker_id = self.worker_id
         if worker_id is None:
             return
-        answer = operations.run(connection, operations.heartbeat(worker_id), binary=True)
+        answer = wire.call(operations.heartbeat(worker_id))
         if answer.next_tick_in is not None:
             self._tick_at = now + answer.next_tick_in + random.uniform(0, _TICK_JITTER)  # noqa: S311
         if not answer.registered:
@@ -131,18 +121,17 @@ class Pulse:
         if answer.abort:
             self._patient.abort(list(answer.abort))
 
-    def _tick(self, connection: psycopg.Connection[Any]) -> None:
+    def _tick(self, wire: PulseWire) -> None:
         # Until the answer says otherwise; a tick that fails must not be asked for again and again.
         self._tick_at = monotonic() + 5.0
-        events, next_tick_in = operations.run(connection, operations.tick(), binary=True)
+        events, next_tick_in = wire.call(operations.tick())
         if next_tick_in is not None:
             self._tick_at = monotonic() + next_tick_in + random.uniform(0, _TICK_JITTER)  # noqa: S311
         if events:
             self._patient.ticked(events)
 
-    def _heed(self, connection: psycopg.Connection[Any]) -> bool:
-        """Read the notifications that are here; tell whether the worker looked up because of one."""
-        payloads = {notify.payload for notify in connection.notifies(timeout=0)}
+    def _heed(self, payloads: set[str]) -> None:
+        """Look up because of what was notified."""
         if "a" in payloads:
             self._beat_at = 0.0
         if self._payloads is None:
@@ -154,16 +143,6 @@ class Pulse:
         if payloads:
             # The worker knows by now; a flood is read in gulps.
             self._stopping.wait(0.002)
-        return bool(payloads)
-
-    def _wait(self, connection: psycopg.Connection[Any], seconds: float) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(connection.fileno(), selectors.EVENT_READ)
-            selector.register(self._poke_out, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(seconds)]
-        if self._poke_out in ready:
-            with suppress(OSError):
-                self._poke_out.recv(4096)
 
 
 def wake_payload(queue: str) -> str:

@@ -15,12 +15,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import exceptions, operations, payload, periodic
-from pyprocrastinate.connector import PsycopgConnector
 from pyprocrastinate.job_context import JobContext
 from pyprocrastinate.jobs import DeleteJobCondition
 from pyprocrastinate.protocol import PROTOCOL
 from pyprocrastinate.shift import Shift
 from pyprocrastinate.signals import stop_on_signals
+from pyprocrastinate.wires import WorkerConnector
 
 if TYPE_CHECKING:
     from pyprocrastinate.app import App
@@ -75,7 +75,7 @@ class Worker:
             raise ValueError("concurrency must be at least 1")
         if not 0 < self.update_heartbeat_interval <= self.stalled_worker_timeout / 2:
             raise ValueError("update_heartbeat_interval must be at most half of stalled_worker_timeout")
-        if not isinstance(self.app.connector, PsycopgConnector):
+        if not isinstance(self.app.connector, WorkerConnector):
             raise exceptions.SyncConnectorConfigurationError
         self.connector = self.app.connector
         self.queues = None if self.queues is None else list(self.queues)

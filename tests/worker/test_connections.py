@@ -15,9 +15,9 @@ import pytest
 
 from pyprocrastinate import App, JobContext, operations
 from pyprocrastinate.exceptions import ConnectorException
-from pyprocrastinate.link import sever
 from pyprocrastinate.outcomes import Describer
 from pyprocrastinate.pulse import Pulse
+from pyprocrastinate.wires import PulseWire
 
 Status = Callable[[int], str]
 Events = Callable[[int], list[str]]
@@ -113,7 +113,6 @@ class Answers:
             if self.lose_next and self.lose_next(call, answer):
                 self.lose_next = None
                 self.lost += 1
-                sever(connection)
                 await connection.close()
                 raise psycopg.OperationalError("the answer is lost")
             return answer
@@ -217,10 +216,10 @@ async def test_cut_off_for_too_long_it_stops_its_own_tasks(
     cut_off = False
     real = Pulse._beat
 
-    def beat(self: Pulse, connection: psycopg.Connection[Any], now: float) -> None:
+    def beat(self: Pulse, wire: PulseWire, now: float) -> None:
         if cut_off:
             raise psycopg.OperationalError("cut off")
-        real(self, connection, now)
+        real(self, wire, now)
 
     monkeypatch.setattr(Pulse, "_beat", beat)
 
@@ -334,3 +333,20 @@ async def test_a_refusal_for_good_ends_the_worker_with_an_error(
     conn.execute("alter function procrastinate.work_v1 rename to gone")
     with pytest.raises(ConnectorException, match="does not exist"):
         await asyncio.wait_for(run, 20)
+
+
+async def test_the_environment_and_the_role_may_have_other_ideas(
+    app: App, working: Any, until: Any, job: Any, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(store_result=True)
+    async def task(name: str) -> str:
+        return f"{name} \N{SNOWMAN}"
+
+    job_id = await task.defer_async(name="\N{SNOWMAN}")
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    database = psycopg.sql.Identifier(conn.info.dbname)
+    text = "alter database {} set default_transaction_isolation = 'repeatable read'"
+    conn.execute(psycopg.sql.SQL(text).format(database))
+    async with working():
+        await until(lambda: job(job_id)["status"] == "succeeded")
+    assert job(job_id)["result"] == "\N{SNOWMAN} \N{SNOWMAN}"

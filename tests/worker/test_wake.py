@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from pyprocrastinate import App
-from pyprocrastinate.pulse import CHANNEL, wake_payload
+from pyprocrastinate.pulse import wake_payload
+from pyprocrastinate.wires import CHANNEL
 
 Status = Callable[[int], str]
 
