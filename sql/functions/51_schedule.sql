@@ -284,7 +284,8 @@ begin
         from procrastinate.defer_many((
           select jsonb_agg(jsonb_build_object(
                    'task', schedule.task, 'queue', schedule.queue, 'priority', schedule.priority, 'lock', schedule.lock,
-                   'queueing_lock', schedule.queueing_lock, 'args', schedule.args || case
+                   'queueing_lock', schedule.queueing_lock, 'headers', jsonb_build_object('schedule', schedule.name),
+                   'args', schedule.args || case
                      when schedule.options -> 'timestamp' = 'true'
                      then jsonb_build_object('timestamp', extract(epoch from t.tick)::bigint) else '{}' end) order by t.ord)
             from unnest(v_ticks) with ordinality as t (tick, ord)), 'ignore') as d;

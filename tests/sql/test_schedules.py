@@ -90,6 +90,14 @@ def test_a_schedule_defers_its_job_at_each_tick(db):
     assert len(jobs(db)) == 3
 
 
+def test_a_header_names_the_schedule(db):
+    schedule(db, "made in SQL")
+    declare(db, declared("declared"))
+    pass_time(db, minutes=1)
+    fire(db)
+    assert {job.headers["schedule"] for job in jobs(db)} == {"made in SQL", "declared"}
+
+
 def test_what_a_schedule_leaves_out_comes_from_the_task(db):
     db.value("register_task", name="task", queue="q", priority=3, lock="l", queueing_lock="ql")
     schedule(db)
