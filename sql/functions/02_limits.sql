@@ -11,9 +11,11 @@ language sql stable parallel safe begin atomic
      and coalesce(length(lock) between 1 and 512, true)
      and coalesce(length(queueing_lock) between 1 and 512, true)
      and coalesce(scheduled_at between timestamptz '2000-01-01 00:00:00+00' and timestamptz '9000-01-01 00:00:00+00', true)
-     -- || unpacks what comes out of a table compressed
-     and coalesce(jsonb_typeof(args) = 'object' and pg_column_size(args || '{}') <= least(512, max_bytes / 2), true)
-     and coalesce(jsonb_typeof(headers) = 'object' and pg_column_size(headers || '{}') <= least(512, max_bytes / 2), true);
+     -- || unpacks what comes out of a table compressed; a few bytes can hold a number of many digits
+     and coalesce(
+       jsonb_typeof(args) = 'object' and pg_column_size(args || '{}') <= 512 and octet_length(args::text) <= max_bytes, true)
+     and coalesce(
+       jsonb_typeof(headers) = 'object' and pg_column_size(headers || '{}') <= 512 and octet_length(headers::text) <= max_bytes, true);
 end;
 comment on function procrastinate._acceptable(text, text, int, text, text, timestamptz, jsonb, jsonb, int) is
 'Tell, cheaply and inline, that a job is surely within the limits. False means: ask procrastinate._check_job.';

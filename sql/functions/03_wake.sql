@@ -6,11 +6,13 @@ begin
   end if;
   -- Every NOTIFY takes a lock of the whole cluster at commit, so an autocommitted statement sends one only when
   -- somebody waits. Inside a transaction block the commit may come after a worker has gone idle: always send.
-  -- Autocommitted is what began its transaction itself: as a query, or, prepared before, as the portal that runs it.
+  -- Autocommitted is what began its transaction itself, as a query, or, prepared before, as the portal that runs it; and is
+  -- alone: after one of several statements in a message, or in a DO block, the commit may be long in coming, too.
   if not exists (
        select from procrastinate.worker as w
         where w.idle_at is not null and (w.queues is null or w.queues && _wake.queues))
      and (now() = statement_timestamp() or exists (select from pg_cursors as c where c.creation_time = now()))
+     and strpos(rtrim(current_query(), E'; \n'), ';') = 0
   then
     return;
   end if;

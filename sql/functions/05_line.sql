@@ -96,3 +96,49 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function procrastinate._take_locks(text[]) is
 'Wait, in one order for all, for the right to pass these locks on; held to the end of the transaction.';
+
+create or replace function procrastinate._try_locks(locks text[]) returns text[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_missed text[];
+begin
+  v_missed := array(
+    select k.lock from (select distinct l as lock, procrastinate._lock_key(l) as key from unnest(locks) as l order by 2) as k
+     where not pg_try_advisory_xact_lock(k.key));
+  if v_missed <> '{}' then
+    v_missed := procrastinate._await_locks(v_missed);
+  end if;
+  return v_missed;
+end $$;
+comment on function procrastinate._try_locks(text[]) is
+'Take the right to pass these locks on, held to the end of the transaction, and return those for which that cannot be had: '
+'a fetch in a transaction that stays open holds it. Waits 100 ms at most.';
+
+create or replace function procrastinate._await_locks(locks text[]) returns text[]
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms' as $$
+declare
+  v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
+  v_missed text[] := '{}';
+  v_lock text;
+begin
+  -- Only fetches hold these, and they do not wait for any: two that wait here cannot wait for each other.
+  foreach v_lock in array locks loop
+    begin
+      perform procrastinate._wait_until(v_until);
+      perform pg_advisory_xact_lock(procrastinate._lock_key(v_lock));
+    exception when lock_not_available then
+      v_missed := v_missed || v_lock;
+    end;
+  end loop;
+  return v_missed;
+end $$;
+comment on function procrastinate._await_locks(text[]) is
+'Wait for the right to pass these locks on, 100 ms for all of them, and return those for which it was not to be had.';
+
+create or replace function procrastinate._wait_until(until timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  select set_config(
+    'lock_timeout', greatest(1, ceil(extract(epoch from until - clock_timestamp()) * 1000))::int::text, true)
+$$;
+comment on function procrastinate._wait_until(timestamptz) is
+'Let what follows wait for locks until this time of the real clock, 1 ms at least; for callers that set lock_timeout of their own.';

@@ -46,7 +46,8 @@ begin
     returning id into v_id;
   else
     v_id := abs(procrastinate._defer_once(
-      task, queue, priority, lock, queueing_lock, v_at, args, headers, retry, v_now, on_conflict));
+      task, queue, priority, lock, queueing_lock, v_at, args, headers, retry, v_now, on_conflict,
+      nextval('procrastinate.job_id_seq')));
   end if;
   perform procrastinate._wake(array[queue]);
   return v_id;
@@ -64,6 +65,8 @@ declare
   v_config procrastinate.config;
   v_now timestamptz;
   v_queues text[];
+  v_ords int[];
+  v_ids bigint[];
   v_id bigint;
   r record;
 begin
@@ -78,22 +81,28 @@ begin
         where t.queueing_lock is not null
           and t.name in (select j ->> 'task' from jsonb_array_elements(defer_many.jobs) as j)
      ) then
-    for r in select * from procrastinate._parse_jobs(defer_many.jobs, v_now, v_config.max_args_bytes) loop
+    for r in
+      -- ids in the order given, but queueing locks in one order for all, or two calls might wait for each other
+      select p.* from (
+        select q.*, nextval('procrastinate.job_id_seq') as new_id
+          from procrastinate._parse_jobs(defer_many.jobs, v_now, v_config.max_args_bytes) as q offset 0) as p
+       order by p.queueing_lock collate "C", p.ord
+    loop
       if r.queueing_lock is null then
-        insert into procrastinate.job (task, queue, rank, lock, args, headers, retry, deferred_at, scheduled_at, state)
-        values (r.task, r.queue, -r.priority, r.lock, r.args, r.headers, r.retry, v_now, r.scheduled_at,
-                case when r.scheduled_at > v_now then 's' else 'r' end)
-        returning job.id into v_id;
+        insert into procrastinate.job (id, task, queue, rank, lock, args, headers, retry, deferred_at, scheduled_at, state)
+        values (r.new_id, r.task, r.queue, -r.priority, r.lock, r.args, r.headers, r.retry, v_now, r.scheduled_at,
+                case when r.scheduled_at > v_now then 's' else 'r' end);
+        v_id := r.new_id;
       else
         v_id := procrastinate._defer_once(
-          r.task, r.queue, r.priority, r.lock, r.queueing_lock, r.scheduled_at, r.args, r.headers, r.retry, v_now, on_conflict);
+          r.task, r.queue, r.priority, r.lock, r.queueing_lock, r.scheduled_at, r.args, r.headers, r.retry, v_now, on_conflict,
+          r.new_id);
       end if;
-      ord := r.ord;
-      id := abs(v_id);
-      created := v_id > 0;
+      v_ords := v_ords || r.ord;
+      v_ids := v_ids || v_id;
       v_queues := v_queues || r.queue;
-      return next;
     end loop;
+    return query select u.ord, abs(u.id), u.id > 0 from unnest(v_ords, v_ids) as u (ord, id) order by u.ord;
   else
     return query
       with p as materialized (select * from procrastinate._parse_jobs(defer_many.jobs, v_now, v_config.max_args_bytes)),
@@ -224,7 +233,7 @@ comment on function procrastinate._check_conflict(text) is 'Raise 22023 unless i
 
 create or replace function procrastinate._defer_once(
   task text, queue text, priority int, lock text, queueing_lock text, scheduled_at timestamptz, args jsonb,
-  headers jsonb, retry jsonb, at timestamptz, on_conflict text
+  headers jsonb, retry jsonb, at timestamptz, on_conflict text, new_id bigint
 ) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -235,8 +244,8 @@ declare
 begin
   -- A waiting job found in the way may start before it is read: then there is room, and the insert is tried again.
   for i in 1 .. 100 loop
-    insert into procrastinate.job (task, queue, rank, lock, queueing_lock, args, headers, retry, deferred_at, scheduled_at, state)
-    values (_defer_once.task, _defer_once.queue, -priority, _defer_once.lock, _defer_once.queueing_lock, _defer_once.args,
+    insert into procrastinate.job (id, task, queue, rank, lock, queueing_lock, args, headers, retry, deferred_at, scheduled_at, state)
+    values (new_id, _defer_once.task, _defer_once.queue, -priority, _defer_once.lock, _defer_once.queueing_lock, _defer_once.args,
             _defer_once.headers, _defer_once.retry, at, _defer_once.scheduled_at, v_state)
     on conflict (queueing_lock) where queueing_lock is not null and state <> 'x' do nothing
     returning job.id into v_id;
@@ -271,6 +280,6 @@ begin
   end loop;
   raise exception 'the queueing lock changes hands too fast' using errcode = 'serialization_failure', hint = 'Try again.';
 end $$;
-comment on function procrastinate._defer_once(text, text, int, text, text, timestamptz, jsonb, jsonb, jsonb, timestamptz, text) is
-'Insert a job with a queueing lock and return its id, or minus the id of the job that waits already (ignored or replaced). '
+comment on function procrastinate._defer_once(text, text, int, text, text, timestamptz, jsonb, jsonb, jsonb, timestamptz, text, bigint) is
+'Insert a job with a queueing lock under this id and return it, or minus the id of the job that waits already (ignored or replaced). '
 'Raises 23505 with constraint jobs_queueing_lock when on_conflict is raise; 40001 under REPEATABLE READ.';

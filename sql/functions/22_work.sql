@@ -20,10 +20,13 @@ begin
   capacity := greatest(capacity, 0);
   extra := greatest(extra, 0);
   select * into v_worker from procrastinate._fetching(worker_id);
+  if outcomes <> '[]' then
+    select s.outcomes, s.verdicts into outcomes, verdicts from procrastinate._sift(succeeded, tokens, outcomes) as s;
+  end if;
   if cardinality(succeeded) > 0 or outcomes <> '[]' then
     select * into f from procrastinate._finish(
       succeeded, tokens, outcomes, keep, capacity > 0, v_worker.queues);
-    verdicts := f.verdicts;
+    verdicts := coalesce(verdicts || f.verdicts, verdicts, f.verdicts);
   else
     select null::bigint[] as handed, null::int[] as handed_rank, null::text[] as handed_lock into f;
   end if;

@@ -8,25 +8,30 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_verdicts jsonb;
 begin
-  select f.verdicts into v_verdicts from procrastinate._finish(succeeded, tokens, outcomes, keep, false, null) as f;
+  select f.verdicts into v_verdicts
+    from procrastinate._sift(succeeded, tokens, outcomes) as s
+   cross join lateral procrastinate._finish(succeeded, tokens, s.outcomes, keep, false, null) as f;
   return query
-    select g.id, g.token, coalesce(v.verdict, 'ok'), v.sqlstate, v.message,
-           case when v.verdict is null then 'succeeded' else v.status end, v.retry_at
+    select g.id, g.token, case when g.fault is null then coalesce(v.verdict, 'ok') else 'refused' end,
+           case when g.fault is null then v.sqlstate else '22023' end, coalesce(g.fault, v.message),
+           case when v.verdict is null and g.fault is null then 'succeeded' else v.status end, v.retry_at
       from (
-        select u.id, u.token, u.n from unnest(succeeded, tokens) with ordinality as u (id, token, n)
+        select u.id, u.token, u.n, null as fault from unnest(succeeded, tokens) with ordinality as u (id, token, n)
         union all
-        select (o.o ->> 'id')::bigint, (o.o ->> 'token')::bigint, 1000000 + o.n
+        select procrastinate._bigint(o.o -> 'id'), procrastinate._bigint(o.o -> 'token'), 1000000 + o.n,
+               procrastinate._outcome_fault(o.o)
           from jsonb_array_elements(outcomes) with ordinality as o (o, n)) as g
-      left join jsonb_to_recordset(v_verdicts) as v (
-             id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
-        on (v.id, v.token) is not distinct from (g.id, g.token)
+      left join lateral (
+        select * from jsonb_to_recordset(v_verdicts) as w (
+                 id bigint, token bigint, verdict text, sqlstate text, message text, status text, retry_at timestamptz)
+         where (w.id, w.token) is not distinct from (g.id, g.token) and g.fault is null limit 1) as v on true
      order by g.n;
 end $$;
 comment on function procrastinate.finish_v1(bigint, bigint[], bigint[], jsonb, boolean) is
 'Tell how runs ended; the rules of the queue decide what that makes of the jobs. succeeded and tokens: plain successes, kept '
 'in history or not. outcomes: everything else, as JSON objects with id, token, outcome and more. Returns a verdict for each: '
 'ok, already (this run has ended), stale (the job is somebody else''s now) or refused. Never raises for one job, nor waits for '
-'one that an open transaction holds: refused with 55P03, it is to be told again.';
+'one that an open transaction holds, or its lock: refused with 55P03, it is to be told again.';
 
 create or replace function procrastinate._finish(
   succeeded bigint[], tokens bigint[], outcomes jsonb, keep boolean, hand boolean, queues text[],
@@ -43,11 +48,11 @@ declare
   v_aside jsonb;
   o record;
 begin
-  -- Somebody may abort some of these jobs in a transaction that stays open: the others shall not wait for it. A row that
-  -- nobody has touched since its claim has no xmax, or that of the claim.
+  -- Somebody may abort some of these jobs, or look at their locks, in a transaction that stays open: the others shall not
+  -- wait for it. A row that nobody has touched since its claim has no xmax, or that of the claim.
   if outcomes <> '[]' or exists (
     select from procrastinate.job as j
-     where j.id = any (succeeded) and j.token = any (tokens) and j.xmax <> 0 and j.xmax <> j.xmin) then
+     where j.id = any (succeeded) and j.token = any (tokens) and (j.lock is not null or j.xmax <> 0 and j.xmax <> j.xmin)) then
     select a.succeeded, a.tokens, a.outcomes, a.verdicts into succeeded, tokens, outcomes, v_aside
       from procrastinate._set_aside(succeeded, tokens, outcomes) as a;
   end if;
@@ -100,6 +105,49 @@ comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, bo
 'End runs and pass their locks on. With hand, the jobs that are next under those locks and in these queues are '
 'returned, their rows held, for the fetch of the same call; else they become candidates. verdicts leaves out plain ok.';
 
+create or replace function procrastinate._sift(
+  succeeded bigint[], tokens bigint[], inout outcomes jsonb, out verdicts jsonb
+)
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if jsonb_typeof(outcomes) is distinct from 'array' then
+    raise exception 'outcomes must be a JSON array' using errcode = '22023',
+      hint = 'Pass [{"id": 1, "token": 1, "outcome": "failed"}].';
+  end if;
+  select coalesce(jsonb_agg(g.o order by g.n) filter (where g.fault is null and g.nth = 1), '[]'),
+         jsonb_agg(procrastinate._verdict(g.id, g.token, '22023', g.fault, null, null)) filter (where g.fault is not null)
+    into outcomes, verdicts
+    from (
+      -- a run that is told twice counts once, as it was told first
+      select r.*, row_number() over (partition by r.id, r.token, r.fault is null order by r.n) as nth
+        from (
+          select u.o, u.n, procrastinate._bigint(u.o -> 'id') as id, procrastinate._bigint(u.o -> 'token') as token,
+                 procrastinate._outcome_fault(u.o) as fault
+            from jsonb_array_elements(outcomes) with ordinality as u (o, n)) as r
+       where r.fault is not null or not exists (
+         select from unnest(succeeded, tokens) as s (id, token) where (s.id, s.token) = (r.id, r.token))) as g;
+end $$;
+comment on function procrastinate._sift(bigint[], bigint[], jsonb) is
+'Take from the outcomes those that nobody can read, with verdicts that refuse them, and those that are told twice.';
+
+create or replace function procrastinate._bigint(value jsonb) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case when value::text ~ '^-?[0-9]{1,19}$' and abs(value::numeric) <= 9223372036854775807 then value::bigint end
+$$;
+comment on function procrastinate._bigint(jsonb) is 'Read a JSON integer; null for anything else.';
+
+create or replace function procrastinate._outcome_fault(outcome jsonb) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case
+    when jsonb_typeof(outcome) <> 'object' then 'an outcome must be a JSON object'
+    when jsonb_typeof(outcome -> 'id') <> 'null' and procrastinate._bigint(outcome -> 'id') is null
+      or jsonb_typeof(outcome -> 'token') <> 'null' and procrastinate._bigint(outcome -> 'token') is null
+      then 'id and token must be integers'
+    when jsonb_typeof(outcome -> 'keep') not in ('boolean', 'null') then 'keep must be true or false'
+  end
+$$;
+comment on function procrastinate._outcome_fault(jsonb) is 'Tell why an outcome cannot be read; null: it can.';
+
 create or replace function procrastinate._set_aside(
   inout succeeded bigint[], inout tokens bigint[], inout outcomes jsonb, out verdicts jsonb
 )
@@ -108,16 +156,20 @@ declare
   v_ids bigint[] := succeeded || array(select (u.o ->> 'id')::bigint from jsonb_array_elements(outcomes) as u (o));
   v_tokens bigint[] := tokens || array(select (u.o ->> 'token')::bigint from jsonb_array_elements(outcomes) as u (o));
   v_held bigint[];
+  v_locks text[];
   v_busy bigint[];
 begin
-  v_held := array(
-    select j.token from procrastinate.job as j
-     where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0 order by j.id for update skip locked);
+  select array_agg(h.token), array_agg(h.lock) filter (where h.lock is not null) into v_held, v_locks
+    from (
+      select j.token, j.lock from procrastinate.job as j
+       where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0 order by j.id for update skip locked) as h;
+  v_locks := procrastinate._try_locks(v_locks);
   select array_agg(j.token), jsonb_agg(procrastinate._verdict(
-           j.id, j.token, '55P03', 'an open transaction holds the job', null, null))
+           j.id, j.token, '55P03', 'an open transaction holds the job, or its lock', null, null))
     into v_busy, verdicts
     from procrastinate.job as j
-   where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0 and j.token <> all (v_held);
+   where j.id = any (v_ids) and j.token = any (v_tokens) and j.token > 0
+     and (v_held is null or j.token <> all (v_held) or j.lock = any (v_locks));
   if v_busy is not null then
     select coalesce(array_agg(u.id), '{}'), coalesce(array_agg(u.token), '{}') into succeeded, tokens
       from unnest(succeeded, tokens) as u (id, token)
@@ -129,8 +181,8 @@ begin
   end if;
 end $$;
 comment on function procrastinate._set_aside(bigint[], bigint[], jsonb) is
-'Hold the jobs of these runs, in the order of their ids, and take from the runs those whose jobs somebody else holds: they are '
-'refused with 55P03, to be told again a little later.';
+'Hold the jobs of these runs, in the order of their ids, and the right to pass their locks on. Take from the runs those for which '
+'somebody else holds either: they are refused with 55P03, to be told again a little later.';
 
 create or replace function procrastinate._late_verdict(id bigint, token bigint, keep boolean) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -206,9 +258,11 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
   set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
   v_verdict jsonb;
+  v_lock text;
 begin
-  -- whoever else holds the job is waited for
-  perform from procrastinate.job as j where j.id = job_id and j.token = complete_v1.token for update;
+  -- whoever else holds the job or its lock is waited for
+  select j.lock into v_lock from procrastinate.job as j where j.id = job_id and j.token = complete_v1.token for update;
+  perform procrastinate._take_locks(array[v_lock]);
   select f.verdicts -> 0 into v_verdict
     from procrastinate._finish(
       '{}', '{}',

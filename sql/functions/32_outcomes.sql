@@ -12,7 +12,7 @@ declare
 begin
   with mine as materialized (
     select j.*, d.*, g.o
-      from (select distinct on (u.o -> 'id', u.o -> 'token') u.o from jsonb_array_elements(outcomes) as u (o)) as g
+      from jsonb_array_elements(outcomes) as g (o)
       join procrastinate.job as j on j.id = (g.o ->> 'id')::bigint and j.token = (g.o ->> 'token')::bigint and j.token > 0
      cross join lateral procrastinate._decide(
        g.o, j.task, j.queue, j.attempts - j.budget_from, j.abort_requested, j.retry, j.worker_id, at) as d
@@ -91,6 +91,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   r record;
   v_status text;
+  v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
 begin
   for r in
     select j.id, j.token, j.lock, d.*, u.o
@@ -103,7 +104,7 @@ begin
   loop
     v_status := procrastinate._put_back(
       r.id, r.retry_at, r.counts, 0, r.new_rank, r.new_queue, r.new_lock,
-      case when r.counts > 0 then 'deferred_for_retry' end, procrastinate._error(r.o -> 'error', store_errors, true), at);
+      case when r.counts > 0 then 'deferred_for_retry' end, procrastinate._error(r.o -> 'error', store_errors, true), at, v_until);
     lock := case when v_status is not null then r.lock end;
     verdict := case
       when v_status is null then
@@ -119,7 +120,7 @@ comment on function procrastinate._end_runs_once(jsonb, bigint[], boolean, times
 
 create or replace function procrastinate._put_back(
   job_id bigint, retry_at timestamptz, counts int, rescued int, new_rank int, new_queue text, new_lock text,
-  event text, error jsonb, at timestamptz
+  event text, error jsonb, at timestamptz, until timestamptz
 ) returns text
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms' as $$
 declare
@@ -127,6 +128,7 @@ declare
 begin
   select j.* into v_old from procrastinate.job as j where j.id = job_id for update;
   begin
+    perform procrastinate._wait_until(until);
     update procrastinate.job as j
        set state = procrastinate._waiting_state(_put_back.retry_at, at, coalesce(new_lock, j.lock), j.attempts + counts),
            token = case when rescued = 0 then -j.token end, worker_id = null, started_at = null, abort_requested = false,
@@ -152,9 +154,10 @@ begin
       return null;
   end;
 end $$;
-comment on function procrastinate._put_back(bigint, timestamptz, int, int, int, text, text, text, jsonb, timestamptz) is
+comment on function procrastinate._put_back(bigint, timestamptz, int, int, int, text, text, text, jsonb, timestamptz, timestamptz) is
 'Return a running job to the queue and say todo; or, if its queueing lock is taken, end it as superseded and say failed, or '
-'cancelled if it never ran. Null: not known yet, nothing is changed. The caller passes its lock on.';
+'cancelled if it never ran. Null: not known yet, nothing is changed; it waits for that until the time of the real clock given last. '
+'The caller passes its lock on.';
 
 create or replace function procrastinate._end_waiting(
   job procrastinate.job, status text, counts int, rescued int, error jsonb, at timestamptz
@@ -258,16 +261,32 @@ end;
 comment on function procrastinate._waiting_state(timestamptz, timestamptz, text, int) is
 'Tell the state of a job that goes (back) into the queue: one that has run and waits for its retry holds its lock back.';
 
+create or replace function procrastinate._clip(value text, bytes int, tail boolean) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  -- what is dropped ends, or what is kept begins, where a character does: no byte there is a following one
+  select case
+    when octet_length(value) <= bytes then value
+    when tail then convert_from(substring(b.raw from 1 + (
+      select min(i) from generate_series(octet_length(value) - $2, octet_length(value) - $2 + 3) as i
+       where get_byte(b.raw, i) & 192 <> 128)), 'UTF8')
+    else convert_from(substring(b.raw for (
+      select max(i) from generate_series($2 - 3, $2) as i where get_byte(b.raw, i) & 192 <> 128)), 'UTF8')
+    end
+    from convert_to(value, 'UTF8') as b (raw)
+$$;
+comment on function procrastinate._clip(text, int, boolean) is
+'Keep as many whole characters of the beginning, or the end, as fit into this many bytes.';
+
 create or replace function procrastinate._error(error jsonb, store boolean, with_traceback boolean) returns jsonb
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select case when jsonb_typeof(error) = 'object' then jsonb_strip_nulls(jsonb_build_object(
     'class', left(error ->> 'class', 500),
-    'message', case when store then left(error ->> 'message', 8192) end,
-    'traceback', case when store and with_traceback then right(error ->> 'traceback', 65536) end)) end
+    'message', case when store then procrastinate._clip(error ->> 'message', 8192, false) end,
+    'traceback', case when store and with_traceback then procrastinate._clip(error ->> 'traceback', 65536, true) end)) end
 $$;
 comment on function procrastinate._error(jsonb, boolean, boolean) is
 'Keep of an error what the setting store_errors allows: the class always, the message up to 8,192 and the end of the traceback '
-'up to 65,536 characters.';
+'up to 65,536 bytes.';
 
 create or replace function procrastinate._verdict(
   id bigint, token bigint, refused text, message text, status text, retry_at timestamptz

@@ -68,7 +68,11 @@ begin
     select from procrastinate.job as j where j.queueing_lock = v_job.queueing_lock and j.state <> 'x') then
     perform procrastinate._raise_waiting(v_job.queueing_lock);
   end if;
-  v_status := procrastinate._put_back(job_id, due, 1, 0, new_rank, new_queue, new_lock, 'retried', null, at);
+  if procrastinate._try_locks(array[v_job.lock]) <> '{}' then
+    raise exception 'an open transaction holds the lock of the job' using errcode = 'lock_not_available', hint = 'Try again.';
+  end if;
+  v_status := procrastinate._put_back(
+    job_id, due, 1, 0, new_rank, new_queue, new_lock, 'retried', null, at, clock_timestamp() + interval '100 milliseconds');
   if v_status is null then
     raise exception 'an open transaction defers a job with the same queueing lock' using errcode = 'lock_not_available',
       hint = 'Try again.';

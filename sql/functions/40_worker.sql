@@ -117,8 +117,9 @@ begin
     update procrastinate.worker as w set idle_at = idle_v1.at where w.id = worker_id;
   end if;
   next_due_at := (
-    select j.scheduled_at from procrastinate.job as j where j.state in ('s', 'h') order by j.scheduled_at, j.id limit 1);
-  ready := coalesce(next_due_at <= at, false) or case
+    select j.scheduled_at from procrastinate.job as j
+     where j.state in ('s', 'h') and j.scheduled_at > idle_v1.at order by j.scheduled_at, j.id limit 1);
+  ready := exists (select from procrastinate.job as j where j.state in ('s', 'h') and j.scheduled_at <= idle_v1.at) or case
     when v_worker.queues is null then exists (select from procrastinate.job as j where j.state = 'r')
     else exists (
       select from unnest(v_worker.queues) as q (queue)
@@ -127,8 +128,8 @@ begin
   return next;
 end $$;
 comment on function procrastinate.idle_v1(bigint) is
-'Declare that a worker waits, so that a defer wakes it, and look once more. Returns whether a job may be ready, the time of the '
-'next scheduled job, and the time. A defer that is just committing may have looked before: look again after 50 ms. Raises JQ004.';
+'Declare that a worker waits, so that a defer wakes it, and look once more. Returns whether a job may be ready, the time at which '
+'the next one will be due, and the time. A defer that is just committing may have looked before: look again after 50 ms. Raises JQ004.';
 
 create or replace function procrastinate.unregister_worker_v1(worker_id bigint) returns bigint
 language plpgsql security definer
@@ -136,19 +137,26 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
 declare
   v_now timestamptz := procrastinate.now_();
+  v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
   v_count bigint := 0;
+  v_ids bigint[];
+  v_busy text[];
   r procrastinate.job;
 begin
+  select array_agg(h.id), procrastinate._try_locks(array_agg(h.lock)) into v_ids, v_busy
+    from (
+      select j.id, j.lock from procrastinate.job as j
+       where j.worker_id = unregister_worker_v1.worker_id and j.state = 'x' order by j.id for update skip locked) as h;
   for r in
     select j.* from procrastinate.job as j
-     where j.worker_id = unregister_worker_v1.worker_id and j.state = 'x' order by j.id for update
+     where j.id = any (v_ids) and (j.lock is null or j.lock <> all (v_busy)) order by j.id
   loop
     if r.abort_requested then
       perform procrastinate._end_waiting(r, 'aborted', 1, 0, null, v_now);
       v_count := v_count + 1;
       perform procrastinate._freed(r.queue, r.lock);
     -- not begun, or begun and abandoned by a worker that says so: the run does not count
-    elsif procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, v_now) is not null then
+    elsif procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, v_now, v_until) is not null then
       v_count := v_count + 1;
       perform procrastinate._freed(r.queue, r.lock);
     end if;

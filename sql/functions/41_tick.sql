@@ -8,19 +8,19 @@ declare
   v_done jsonb := '[]';
   v_purged jsonb;
   v_more boolean := false;
+  v_failed boolean;
+  v_next timestamptz;
 begin
   select t.* into v_tick from procrastinate.tick as t;
   v_tick.next_at := least(v_tick.next_at, procrastinate._next_schedule_at());
   -- one at a time, nobody waits: whoever comes second finds it done
   if v_tick.next_at <= v_now and pg_try_advisory_xact_lock(7043, 1) then
-    v_done := coalesce((
-      select jsonb_agg(to_jsonb(r)) from procrastinate._rescue(v_now) as r), '[]');
+    v_done := procrastinate._part_of_tick('rescue', v_now);
     v_more := jsonb_array_length(v_done) >= 1000;
-    v_done := v_done || coalesce((
-      select jsonb_agg(to_jsonb(f)) from procrastinate._fire_schedules(v_now) as f), '[]');
+    v_failed := jsonb_path_exists(v_done, '$[*] ? (@.kind == "error")');
+    v_done := v_done || procrastinate._part_of_tick('schedules', v_now);
     if v_tick.purged_at is null or v_tick.purged_at <= v_now - interval '60 seconds' then
-      v_purged := coalesce((
-        select jsonb_agg(to_jsonb(p)) from procrastinate._retain(v_now) as p), '[]');
+      v_purged := procrastinate._part_of_tick('retention', v_now);
       v_done := v_done || v_purged;
       if jsonb_path_exists(v_purged, '$[*] ? (@.detail.jobs >= 10000)') then
         v_more := true;
@@ -29,19 +29,39 @@ begin
       end if;
     end if;
     v_tick.swept_lock := procrastinate._sweep_locks(v_tick.swept_lock);
-    v_tick.next_at := case when v_more then v_now else procrastinate._next_tick_at(v_now) end;
+    -- what fails would fail again at once
+    v_tick.next_at := case when v_failed then v_now + interval '10 seconds' when v_more then v_now
+                           else procrastinate._next_tick_at(v_now) end;
     update procrastinate.tick as t
        set next_at = v_tick.next_at, swept_lock = v_tick.swept_lock, purged_at = v_tick.purged_at;
   end if;
+  v_next := greatest(least(v_tick.next_at, procrastinate._next_schedule_at()), v_now + interval '100 milliseconds');
   return query
-    select d ->> 'kind', (d ->> 'job_id')::bigint, d -> 'detail',
-           greatest(least(v_tick.next_at, procrastinate._next_schedule_at()), v_now + interval '100 milliseconds'), v_now
+    select d ->> 'kind', (d ->> 'job_id')::bigint, d -> 'detail', v_next, v_now
       from jsonb_array_elements(v_done || jsonb '[{}]') as d;
 end $$;
 comment on function procrastinate.tick_v1() is
 'Do what is due by the clock: rescue the jobs of dead workers, fire schedules, apply the retention. Anybody may call it at any '
-'time, any number at once; it does nothing before it is due. Returns what it did, and in a last row without kind when to call it '
-'next.';
+'time, any number at once; it does nothing before it is due. Returns what it did, in rows of kind error what failed while the rest '
+'went on, and in a last row without kind when to call it next.';
+
+create or replace function procrastinate._part_of_tick(part text, at timestamptz) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_done jsonb;
+begin
+  case part
+    when 'rescue' then select jsonb_agg(to_jsonb(r)) into v_done from procrastinate._rescue(at) as r;
+    when 'schedules' then select jsonb_agg(to_jsonb(f)) into v_done from procrastinate._fire_schedules(at) as f;
+    when 'retention' then select jsonb_agg(to_jsonb(p)) into v_done from procrastinate._retain(at) as p;
+  end case;
+  return coalesce(v_done, '[]');
+exception when others then
+  return jsonb_build_array(jsonb_build_object(
+    'kind', 'error', 'detail', jsonb_build_object('part', part, 'sqlstate', sqlstate, 'message', sqlerrm)));
+end $$;
+comment on function procrastinate._part_of_tick(text, timestamptz) is
+'Do one part of a tick and return what it did; where it fails, a row of kind error, and the other parts go on.';
 
 create or replace function procrastinate._next_tick_at(at timestamptz) returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -69,6 +89,7 @@ create or replace function procrastinate._rescue(at timestamptz) returns table (
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
+  v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
   v_dead bigint[];
   j procrastinate.job;
 begin
@@ -83,10 +104,15 @@ begin
     select k.* from procrastinate.job as k
      where k.worker_id = any (v_dead) and k.state = 'x' order by k.id limit 1000 for update skip locked
   loop
-    kind := procrastinate._rescue_one(j, at);
+    detail := jsonb_build_object('task', j.task, 'queue', j.queue, 'worker_id', j.worker_id);
+    begin
+      kind := procrastinate._rescue_one(j, at, v_until);
+    exception when others then
+      kind := 'error';
+      detail := detail || jsonb_build_object('part', 'rescue', 'sqlstate', sqlstate, 'message', sqlerrm);
+    end;
     if kind is not null then
       job_id := j.id;
-      detail := jsonb_build_object('task', j.task, 'queue', j.queue, 'worker_id', j.worker_id);
       return next;
     end if;
   end loop;
@@ -97,7 +123,7 @@ end $$;
 comment on function procrastinate._rescue(timestamptz) is
 'Take the jobs of workers that gave no heartbeat for too long, or are gone, away from them, and then forget those workers.';
 
-create or replace function procrastinate._rescue_one(job procrastinate.job, at timestamptz) returns text
+create or replace function procrastinate._rescue_one(job procrastinate.job, at timestamptz, until timestamptz) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_policy jsonb := procrastinate._policy(job.retry, job.task, job.worker_id);
@@ -105,6 +131,9 @@ declare
   v_status text;
   v_error jsonb := jsonb_build_object('class', 'WorkerLost', 'message', 'the worker that ran the job is gone');
 begin
+  if not coalesce(pg_try_advisory_xact_lock(procrastinate._lock_key(job.lock)), true) then
+    return null;
+  end if;
   if jsonb_typeof(v_policy -> 'rescues') = 'number' then
     v_allowed := least((v_policy -> 'rescues')::numeric, 1000000)::int;
   end if;
@@ -114,16 +143,17 @@ begin
     perform procrastinate._end_waiting(job, 'failed', 1, 0, v_error, at);
     v_status := 'failed';
   else
-    v_status := procrastinate._put_back(job.id, null, 1, 1, null, null, null, 'rescued', v_error, at);
+    v_status := procrastinate._put_back(job.id, null, 1, 1, null, null, null, 'rescued', v_error, at, until);
   end if;
   if v_status is not null then
     perform procrastinate._freed(job.queue, job.lock);
   end if;
   return case v_status when 'todo' then 'rescued' else v_status end;
 end $$;
-comment on function procrastinate._rescue_one(procrastinate.job, timestamptz) is
+comment on function procrastinate._rescue_one(procrastinate.job, timestamptz, timestamptz) is
 'Put one job of a dead worker back, whatever its retry policy; or end it as failed (WorkerLost) once that has happened often '
-'enough, or when it was to be aborted. Null: its queueing lock is in doubt, the next tick tries again.';
+'enough, or when it was to be aborted. Null: an open transaction holds its lock, or its queueing lock is in doubt; the next tick '
+'tries again.';
 
 create or replace function procrastinate._sweep_locks(after text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$

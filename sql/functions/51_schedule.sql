@@ -228,16 +228,22 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_live jsonb := (select jsonb_object_agg(d.name, d.declaration) from procrastinate._declared(at) as d);
   s procrastinate.schedule;
-  v_sqlstate text;
-  v_message text;
 begin
   -- the newest that declared it may be gone, and another one left; or one that seemed dead lives again
-  perform procrastinate._declare(v_live -> t.name, at, false)
-     from (
-       select c.name from procrastinate.schedule as c
-        where c.kind = 'declared' and v_live ? c.name
-          and (c.declaration is distinct from v_live -> c.name or c.next_tick is null)
-        order by c.name for update skip locked) as t;
+  for s in
+    select t.* from procrastinate.schedule as t
+     where t.kind = 'declared' and v_live ? t.name and (t.declaration is distinct from v_live -> t.name or t.next_tick is null)
+       and coalesce(t.retry_at <= at, true)
+     order by t.name for update skip locked
+  loop
+    begin
+      perform procrastinate._declare(v_live -> s.name, at, false);
+    exception when others then
+      kind := 'error';
+      detail := procrastinate._schedule_failed(s, at, sqlstate, sqlerrm);
+      return next;
+    end;
+  end loop;
   for s in
     select t.* from procrastinate.schedule as t
      where t.enabled and t.next_tick <= at and coalesce(t.retry_at <= at, true)
@@ -251,13 +257,9 @@ begin
     begin
       return query select f.kind, f.job_id, f.detail from procrastinate._fire(s, at) as f;
     exception when others then
-      get stacked diagnostics v_sqlstate = returned_sqlstate, v_message = message_text;
-      -- 55P03: an open transaction defers a job with its queueing lock; no tick waits for that
-      update procrastinate.schedule as t
-         set retry_at = at + case v_sqlstate when '55P03' then interval '1 second' else interval '10 seconds' end
-       where t.name = s.name;
-      return query select 'error', null::bigint, jsonb_build_object(
-        'schedule', s.name, 'tick', s.next_tick, 'sqlstate', v_sqlstate, 'message', v_message);
+      kind := 'error';
+      detail := procrastinate._schedule_failed(s, at, sqlstate, sqlerrm);
+      return next;
     end;
   end loop;
 end $$;
@@ -265,6 +267,21 @@ comment on function procrastinate._fire_schedules(timestamptz) is
 'Fire the ticks that are due. Returns a row for each, of kind scheduled, or skipped (the queueing lock is taken: job_id is the one '
 'that waits; or all were too late); and one of kind error for a schedule that failed, which is tried again after 10 seconds, '
 'or after 1 where its queueing lock is in doubt.';
+
+create or replace function procrastinate._schedule_failed(
+  schedule procrastinate.schedule, at timestamptz, code text, message text
+) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  -- 55P03: an open transaction defers a job with its queueing lock; no tick waits for that
+  update procrastinate.schedule as s
+     set retry_at = at + case code when '55P03' then interval '1 second' else interval '10 seconds' end
+   where s.name = schedule.name;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'schedule', schedule.name, 'tick', schedule.next_tick, 'sqlstate', code, 'message', message));
+end $$;
+comment on function procrastinate._schedule_failed(procrastinate.schedule, timestamptz, text, text) is
+'Let a schedule that failed be tried again in 10 seconds, and return the detail that says so.';
 
 create or replace function procrastinate._fire(schedule procrastinate.schedule, at timestamptz)
 returns table (kind text, job_id bigint, detail jsonb)

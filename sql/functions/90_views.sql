@@ -1,3 +1,4 @@
+-- A view reads tables with its owner's rights, but calls functions with those of who reads it: so no view calls one.
 create or replace view procrastinate.jobs as
 select j.id, case when j.state = 'x' then 'doing' else 'todo' end as status, j.task, j.queue, j.args, j.headers,
        -j.rank as priority, j.lock, j.queueing_lock, j.attempts, j.deferred_at, j.scheduled_at, j.started_at,
@@ -59,7 +60,7 @@ comment on view procrastinate.tasks is
 
 create or replace view procrastinate.workers as
 select w.id, w.name, w.queues, w.protocol, w.started_at, w.heartbeat_at, w.stalled_after, w.idle_at is not null as idle,
-       w.heartbeat_at > procrastinate.now_() - w.stalled_after as live,
+       w.heartbeat_at > (select clock_timestamp() + c.clock_offset from procrastinate.config as c) - w.stalled_after as live,
        (select count(*) from procrastinate.job as j where j.worker_id = w.id and j.state = 'x') as running, w.info
   from procrastinate.worker as w;
 comment on view procrastinate.workers is 'Workers that are registered; one that is not live will be found dead by the next tick.';
@@ -67,7 +68,8 @@ comment on view procrastinate.workers is 'Workers that are registered; one that 
 create or replace view procrastinate.locks as
 select l.lock, h.id as running_job_id, h.worker_id, h.started_at as running_since, n.id as next_job_id, n.queue as next_queue,
        case when h.id is not null then 'running' when n.state = 'h' then 'waits for its retry'
-            when n.scheduled_at > procrastinate.now_() then 'scheduled' else 'ready' end as state,
+            when n.scheduled_at > (select clock_timestamp() + c.clock_offset from procrastinate.config as c) then 'scheduled'
+            else 'ready' end as state,
        case when h.id is null and n.state = 'h' then n.scheduled_at end as next_due_at, l.waiting
   from (
     select j.lock, count(*) filter (where j.state in ('r', 'w', 'b', 'h')) as waiting
@@ -99,7 +101,7 @@ select s.name, s.kind, s.task, s.cron, s.timezone, s.args, s.catch_up, s.max_del
        s.queueing_lock, s.enabled, s.last_tick, s.next_tick,
        s.kind = 'sql' or exists (
          select from procrastinate.worker as w
-          where w.heartbeat_at > procrastinate.now_() - w.stalled_after
+          where w.heartbeat_at > (select clock_timestamp() + c.clock_offset from procrastinate.config as c) - w.stalled_after
             and w.schedules @> jsonb_build_array(jsonb_build_object('name', s.name))) as live,
        s.options, s.retry_at
   from procrastinate.schedule as s;

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "faults_support"))
 
+import gates
 from sessions import Session
 
 Register = Callable[..., int]
@@ -36,6 +37,12 @@ def backstop(conn: psycopg.Connection[Any]) -> Iterator[None]:
     conn.execute("select pg_stat_force_next_flush()")
     deadlocks = conn.execute("select deadlocks from pg_stat_database where datname = current_database()").fetchone()
     assert deadlocks == (0,)
+
+
+@pytest.fixture
+def patient(conn: psycopg.Connection[Any]) -> None:
+    """Let an end wait for a fetch that looks at its lock, however long the test has it take."""
+    gates.rewrite(conn, "_await_locks", "interval '100 milliseconds'", "interval '1 minute'")
 
 
 @pytest.fixture

@@ -273,9 +273,9 @@ def test_a_worker_takes_leave_while_one_of_its_runs_ends(session: Sessions, regi
     claims = a.run(fetch(worker))
     a.run("begin")
     a.run(finish(worker, claims[1]))
-    left = b.start("select procrastinate.unregister_worker_v1(%s)", worker).blocked()
+    # it does not wait for that one, and a tick forgets the worker later
+    assert b.one("select procrastinate.unregister_worker_v1(%s)", worker) == 1
     a.run("commit")
-    assert left.one() == 1
     assert attempts(a, first) == ("todo", 0)
     assert attempts(a, second) == ("succeeded", 1)
 

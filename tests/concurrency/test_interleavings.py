@@ -21,6 +21,8 @@ import psycopg
 import pytest
 from sessions import Row, Session
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 Sessions = Callable[[], Session]
 
 # All that decides what happens next. Of what has ended, that it has.

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sessions import Session, end, fetch, finish
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 Sessions = Callable[[], Session]
 Defer = Callable[..., int]
 Register = Callable[..., int]

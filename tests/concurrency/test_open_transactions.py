@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import gates
 import psycopg
 import pytest
 from sessions import Session, end, fetch, finish
@@ -275,3 +277,151 @@ def test_a_tick_does_not_wait_for_the_queueing_lock_of_a_schedule(
     b.run("update procrastinate.schedule set retry_at = null")
     b.run("update procrastinate.tick set next_at = '2001-01-01'")
     assert [row[0] for row in b.run(TICK)] == ["scheduled"]
+
+
+# A fetch in a transaction that stays open holds the right to pass on the locks it looked at.
+
+
+@pytest.fixture
+def looked(session: Sessions, register: Register, defer: Defer) -> Any:
+    """Return a worker, its claims of L and M, the job that waits for L, and the session whose fetch has looked at L."""
+    a = session()
+    worker = register(["here"])
+    jobs = [defer("L", queue="here", retry="3"), defer("M", queue="here", retry="3")]
+    claims = a.run(fetch(worker))
+    assert [c[0] for c in claims] == jobs
+    behind = defer("L", queue="there")
+    other = register(["there"])
+    a.run("begin")
+    assert a.run(fetch(other)) == []
+    return a, worker, claims, behind
+
+
+def test_an_end_does_not_wait_for_who_holds_its_lock(session: Sessions, states: States, looked: Any) -> None:
+    a, worker, claims, behind = looked
+    b = session()
+    assert b.run(finish(worker, *claims)) == [(claims[0][0], "refused"), (claims[1][0], "ok")]
+    assert b.run(*end(worker, claims[0], "failed")) == [("refused", None, "55P03")]
+    assert states() == {claims[0][0]: "x", behind: "r"}
+    a.run("commit")
+    assert b.run(finish(worker, claims[0])) == [(claims[0][0], "ok")]
+    assert states() == {behind: "r"}
+
+
+def test_work_does_not_wait_for_who_holds_a_lock(session: Sessions, states: States, looked: Any) -> None:
+    a, worker, claims, behind = looked
+    b = session()
+    call = "select verdicts from procrastinate.work_v1({}, %s, %s, '[]', true, 5, 0, null) where id is null"
+    ids, tokens = [c[0] for c in claims], [c[1] for c in claims]
+    verdicts = b.one(call.format(worker), ids, tokens)
+    assert [(v["id"], v["sqlstate"]) for v in verdicts] == [(ids[0], "55P03")]
+    a.run("rollback")
+    assert b.one(call.format(worker), ids[:1], tokens[:1]) is None
+    assert states() == {behind: "r"}
+
+
+def test_a_rescue_leaves_a_job_whose_lock_somebody_holds_to_the_next_tick(
+    session: Sessions, states: States, looked: Any
+) -> None:
+    a, worker, claims, behind = looked
+    b = session()
+    b.run(SILENCE, worker)
+    assert b.run(TICK) == [("rescued", claims[1][0])]
+    assert states() == {claims[0][0]: "x", claims[1][0]: "r", behind: "r"}
+    a.run("commit")
+    b.run(SILENCE, worker)
+    assert b.run(TICK) == [("rescued", claims[0][0])]
+
+
+def test_a_worker_takes_leave_of_what_nobody_holds(session: Sessions, states: States, looked: Any) -> None:
+    a, worker, claims, behind = looked
+    b = session()
+    assert b.one("select procrastinate.unregister_worker_v1(%s)", worker) == 1
+    assert states() == {claims[0][0]: "x", claims[1][0]: "r", behind: "r"}
+    a.run("commit")
+    assert b.one("select procrastinate.unregister_worker_v1(%s)", worker) == 1
+    assert states() == {claims[0][0]: "r", claims[1][0]: "r", behind: "w"}
+
+
+def test_an_operator_is_told_that_somebody_holds_the_lock(session: Sessions, states: States, looked: Any) -> None:
+    a, _, claims, _ = looked
+    b = session()
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        b.run("select procrastinate.retry(%s)", claims[0][0])
+    assert states()[claims[0][0]] == "x"
+    a.run("commit")
+    assert b.one("select procrastinate.retry(%s)", claims[0][0]) is True
+
+
+def test_a_user_who_completes_a_job_waits_for_who_holds_its_lock(
+    session: Sessions, states: States, looked: Any
+) -> None:
+    a, _, claims, behind = looked
+    b = session()
+    completed = b.start("select procrastinate.complete_v1(%s, %s)", *claims[0]).blocked()
+    a.run("commit")
+    completed.rows()
+    assert states() == {claims[1][0]: "x", behind: "r"}
+
+
+# There is one budget of time for a call, however many of its jobs are in doubt.
+
+
+@pytest.mark.parametrize("call", ["finish", "unregister", "tick"])
+def test_a_call_waits_once_for_queueing_locks_in_doubt(
+    session: Sessions, register: Register, defer: Defer, conn: psycopg.Connection[Any], call: str
+) -> None:
+    a, b = session(), session()
+    worker = register()
+    for n in range(30):
+        defer(queueing_lock=f"q{n}")
+    claims = b.run(fetch(worker, 30))
+    conn.execute("create sequence patience minvalue 0")
+    gates.rewrite(
+        conn,
+        "_wait_until",
+        "select set_config(",
+        "select setval('public.patience', nextval('public.patience')"
+        " + greatest(0, extract(epoch from until - clock_timestamp()) * 1000)::bigint);\nselect set_config(",
+    )
+    a.run("begin")
+    for n in range(30):
+        a.run("select procrastinate.defer('t', queueing_lock => %s)", f"q{n}")
+    if call == "finish":
+        told = [{"id": c[0], "token": c[1], "outcome": "released"} for c in claims]
+        rows = b.run("select verdict from procrastinate.finish_v1(%s, outcomes => %s)", worker, json.dumps(told))
+        assert rows == [("refused",)] * 30
+    elif call == "unregister":
+        assert b.one("select procrastinate.unregister_worker_v1(%s)", worker) == 0
+    else:
+        b.run(SILENCE, worker)
+        assert b.run(TICK) == []
+    # what each was ready to wait for, one more for each: the first took it all
+    assert b.one("select last_value from patience") < 30 + 2 * 100
+    a.run("rollback")
+    assert b.one("select current_setting('lock_timeout')") == "0"
+
+
+# Two batches
+
+
+def test_two_batches_with_the_same_queueing_locks_do_not_wait_for_each_other(
+    session: Sessions, conn: psycopg.Connection[Any]
+) -> None:
+    a, b = session(), session()
+    gates.rewrite(
+        conn,
+        "_defer_once",
+        "    if v_id is not null then\n",
+        "    perform pg_advisory_xact_lock_shared(77, 77);\n    if v_id is not null then\n",
+    )
+    conn.execute(gates.SHUT)
+    call = "select ord, id, created from procrastinate.defer_many(%s, 'ignore')"
+    jobs = [{"task": "t", "queueing_lock": q} for q in ("x", "y")]
+    one = a.start(call, json.dumps(jobs)).blocked()
+    two = b.start(call, json.dumps(jobs[::-1])).blocked()
+    conn.execute(gates.OPEN)
+    assert [(row[0], row[2]) for row in one.rows()] == [(1, True), (2, True)]
+    mine = [row[1] for row in one.rows()]
+    assert mine == sorted(mine)
+    assert [row[1:] for row in two.rows()] == [(mine[1], False), (mine[0], False)]

@@ -10,6 +10,8 @@ import pytest
 
 from pyprocrastinate import embedded
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 SPECS = sorted((Path(__file__).parent / "specs").glob("*.spec"))
 
 

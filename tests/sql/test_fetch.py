@@ -325,6 +325,14 @@ def test_idle_tells_the_next_time_something_is_due(db, worker):
     assert worker.idle().ready is True
 
 
+def test_what_is_past_due_does_not_hide_what_is_due_next(db, worker):
+    db.defer(schedule_in="1 hour")
+    job_id = db.defer(schedule_in="2 hours")
+    db.advance("90 minutes")
+    idle = worker.idle()
+    assert (idle.ready, idle.next_due_at) == (True, db.job(job_id).scheduled_at)
+
+
 @pytest.mark.parametrize(("queues", "ready"), [(None, True), ([], False), (["q"], True), (["other"], False)])
 def test_idle_is_told_of_its_own_queues_only(db, queues, ready):
     db.defer(queue="q")

@@ -273,6 +273,13 @@ def test_whatever_json_can_say_comes_out_as_it_went_in(db, worker, kind):
     assert stored == expected
 
 
+BAD_BY_HAND = [
+    "scheduled_at = 'infinity'",
+    "scheduled_at = '-infinity'",
+    "deferred_at = 'infinity'",
+    "deferred_at = '-infinity'",
+    "rank = -2147483648",
+]
 POISON = {
     "deep": '{"a": ' * 5000 + "1" + "}" * 5000,
     "list": "[1, 2]",
@@ -296,7 +303,7 @@ def test_what_the_owner_inserts_past_the_door_reaches_the_worker_as_text(db, wor
     assert worker.fail(jobs[1]).verdict == "ok"
 
 
-@pytest.mark.parametrize("bad", ["scheduled_at = 'infinity'", "scheduled_at = '-infinity'", "rank = -2147483648"])
+@pytest.mark.parametrize("bad", BAD_BY_HAND)
 def test_not_even_the_owner_inserts_what_no_client_could_read(db, bad):
     column, value = bad.split(" = ")
     with db.refused("23514"):

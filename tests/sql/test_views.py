@@ -178,3 +178,29 @@ def test_workers_tell_who_is_idle_and_who_is_late(db, worker):
     (row,) = db.rows("select * from procrastinate.workers")
     assert row.live is True
     assert (row.started_at, row.heartbeat_at > started) == (started, True)
+
+
+def test_reading_the_views_takes_no_more_than_select_on_them(db, session):
+    worker = db.worker(schedules=[{"name": "s", "task": "t", "cron": "0 0 1 1 *"}])
+    for _ in range(2):
+        db.defer(lock="l", schedule_in="1 hour")
+    db.advance("1 hour")
+    worker.take()
+    role = f"reader_{db.conn.info.backend_pid}"
+    views = [
+        row.name
+        for row in db.rows(
+            "select c.relname as name from pg_class as c"
+            " where c.relnamespace = 'procrastinate'::regnamespace and c.relkind = 'v'"
+        )
+    ]
+    assert len(views) >= 8
+    db.conn.execute(f"create role {role}; grant usage on schema procrastinate to {role}")
+    try:
+        for view in views:
+            db.conn.execute(f"grant select on procrastinate.{view} to {role}")
+        db.conn.execute(f"set session authorization {role}")
+        found = {view: len(db.rows(f"select * from procrastinate.{view}")) for view in views}
+    finally:
+        db.conn.execute(f"reset session authorization; drop owned by {role}; drop role {role}")
+    assert {view for view, count in found.items() if count} >= {"jobs", "workers", "locks", "schedules", "settings"}

@@ -255,3 +255,27 @@ def test_nothing_is_sent_where_the_setting_says_so(db, idle, running, listener, 
     other.defer()
     other.conn.commit()
     assert listener.heard() == []
+
+
+# A message of several statements, and a DO block: the commit may be long in coming
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "begin; select procrastinate.defer('task'); commit",
+        "select procrastinate.defer('task'); select 1",
+        "do $$ begin perform procrastinate.defer('task'); end $$",
+    ],
+)
+def test_a_defer_that_is_not_alone_in_its_message_notifies(db, listener, message):
+    db.worker()
+    db.conn.execute(message)
+    assert listener.heard() == [q()]
+
+
+@pytest.mark.parametrize("end", [";", " ;\n", ""])
+def test_a_defer_that_is_alone_is_silent_however_it_ends(db, listener, end):
+    db.worker()
+    db.conn.execute("select procrastinate.defer('task')" + end)
+    assert listener.heard() == []
