@@ -1,0 +1,491 @@
+"""
+The judge of a soak: it compares what everybody saw with what the database did.
+
+Each sentence in `Report.wrong` begins with the invariant that does not hold.
+
+    I1   no job whose defer was acknowledged is lost
+    I2   no job exists or runs that nobody deferred
+    I3   no claim is taken from its worker, and so no job runs twice, without a fault that explains it
+    I4   only the holder of the current token ends a run; an effect that is written with `complete` is there once
+    I5   what was acknowledged is final, and no transition happens but legal ones
+    I6   one job at a time under a lock
+    I7   under a lock, in order
+    I8   no more runs than allowed, and each counted once
+    I9   one waiting job for each queueing lock
+    I10  jobs of dead workers are rescued in time, all jobs end once the faults have ended, workers live on
+    I11  no ready job waits while a worker is free
+    I12  each tick of a schedule fires once
+    I13  nothing is left behind: sessions, locks, threads, files
+    I14  tables and indexes are sound
+    I15  a job that is to be aborted ends, in time, and never runs again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from tests.faults.history import Event
+from tests.faults.record import Record, Step
+from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE, POLL
+
+# For how long after a fault a worker may still be away: it waits up to 5 s between attempts to connect.
+_AFTERMATH = 8.0
+_FINAL = ("succeeded", "failed", "aborted", "cancelled")
+_EDGES = {("todo", "doing"), ("doing", "todo"), ("todo", "todo"), ("todo", "gone"), ("doing", "gone")}
+_TOLD = {"job_success": "succeeded", "job_error": "failed", "job_aborted": "aborted"}
+_STOPS_WITHIN = 10.0 + GRACE
+_DRAINS_WITHIN = 60.0
+_THREADS, _FILES = 24, 48
+
+
+@dataclasses.dataclass
+class Claim:
+    """A claim of a job, from the transition that made it to the one that ended it."""
+
+    job: int
+    token: int | None
+    slot: str
+    opened: Step
+    closed: Step | None = None
+    # finished, retried, released, rescued or lost
+    how: str = "open"
+
+
+@dataclasses.dataclass
+class Report:
+    """What was counted, and what was wrong."""
+
+    jobs: int = 0
+    starts: int = 0
+    faults: Counter[str] = dataclasses.field(default_factory=Counter)
+    exposed: int = 0
+    recovered: int = 0
+    rolled_back: int = 0
+    duplicates: int = 0
+    overlaps: int = 0
+    zombies: int = 0
+    accepted: int = 0
+    lost_replies: int = 0
+    rescues: list[float] = dataclasses.field(default_factory=list)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+    def count(self, invariant: str) -> int:
+        """Return how many sentences there are of an invariant."""
+        return sum(sentence.startswith(f"{invariant}:") for sentence in self.wrong)
+
+    @property
+    def broken(self) -> set[str]:
+        """The invariants that do not hold."""
+        return {sentence.partition(":")[0] for sentence in self.wrong}
+
+    def rescued_within(self, share: float) -> float:
+        """Return a quantile of the seconds from the death of a worker to the rescue of its jobs."""
+        times = sorted(self.rescues)
+        return times[min(len(times) - 1, int(share * len(times)))] if times else float("nan")
+
+
+def check(record: Record) -> Report:
+    """Judge a soak."""
+    return _Checker(record).report
+
+
+class _Checker:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.report = Report()
+        self.slots: dict[int, str] = {e["worker"]: e["by"] for e in record.of("registered")}
+        self.started: dict[tuple[int, int], Event] = {}
+        self.ended: dict[tuple[int, int], list[Event]] = defaultdict(list)
+        self.steps: dict[int, list[Step]] = defaultdict(list)
+        self.claims: dict[int, list[Claim]] = defaultdict(list)
+        self.faults = sorted((e for e in record.of("fault")), key=lambda e: e["began"])
+        self.ends = record.of("killed", "crash", "exit", "stopped")
+        for step in record.steps:
+            mine = self.steps[step.job]
+            mine.append(step)
+            # One statement takes a job from one table and puts it into the other, in either order.
+            if step.now == "gone" and len(mine) > 1 and mine[-2].was is None and mine[-2].now in _FINAL:
+                mine[-2:] = [mine[-1], mine[-2]]
+        self._runs()
+        self._transitions()
+        self._deferred()
+        self._fenced()
+        self._effects()
+        self._told()
+        self._locks()
+        self._order()
+        self._counts()
+        self._queueing_locks()
+        self._rescues()
+        self._liveness()
+        self._probes()
+        self._ticks()
+        self._facts()
+        self._aborts()
+        self._summary()
+
+    def _wrong(self, invariant: str, sentence: str) -> None:
+        self.report.wrong.append(f"{invariant}: {sentence}")
+
+    def _expect(self, fine: bool, invariant: str, sentence: str) -> None:
+        if not fine:
+            self._wrong(invariant, sentence)
+
+    def _all_claims(self) -> Iterator[Claim]:
+        return itertools.chain.from_iterable(self.claims.values())
+
+    # What happened
+
+    def _runs(self) -> None:
+        for event in self.record.of("start", "end", "completing"):
+            run = (event["job"], event["token"])
+            if event["kind"] != "start":
+                self.ended[run].append(event)
+                continue
+            self._expect(run not in self.started, "I4", f"job {run[0]} began twice under token {run[1]}")
+            self._expect(run[0] in self.record.jobs, "I2", f"job {run[0]} ran, and is not known")
+            self.started[run] = event
+
+    def _transitions(self) -> None:
+        for job, steps in self.steps.items():
+            current: Claim | None = None
+            over = False
+            for step in steps:
+                self._expect(not over, "I5", f"job {job} went on after it had ended: {step.was} to {step.now}")
+                if step.was is None:
+                    over = step.now in _FINAL
+                    self._expect(over or step is steps[0], "I5", f"job {job} appeared twice")
+                    if over:
+                        self._end(steps, step)
+                    continue
+                self._expect((step.was, step.now) in _EDGES, "I5", f"job {job} went from {step.was} to {step.now}")
+                if step.now == "doing":
+                    self._expect(current is None, "I4", f"job {job} was claimed twice at once")
+                    current = Claim(job, step.token, self.slots.get(step.worker or 0, "?"), step)
+                    self.claims[job].append(current)
+                elif step.was == "doing" and current:
+                    current.closed = step
+                    grown = step.attempts - current.opened.attempts
+                    rescued = step.rescues > current.opened.rescues
+                    current.how = "rescued" if rescued else "retried" if grown else "released"
+                    self._expect(grown in (0, 1), "I8", f"job {job}: a run was counted {grown} times")
+                    current = None
+            final = self.record.jobs.get(job)
+            status = steps[-1].now
+            self._expect(final is not None, "I1", f"job {job} was deferred, and is gone")
+            self._expect(final is None or final.status == status, "I5", f"job {job} is {final}, but became {status}")
+
+    def _end(self, steps: list[Step], end: Step) -> None:
+        """A job has ended: if in a run, that run has ended so."""
+        job = end.job
+        claims = self.claims[job]
+        gone = next((s for s in reversed(steps) if s.now == "gone"), None)
+        if not claims or gone is None or gone.was != "doing":
+            return
+        claim = claims[-1]
+        claim.closed = end
+        claim.how = "finished" if end.token == claim.token else "lost"
+        final = self.record.jobs.get(job)
+        # A place that was taken meanwhile is no end of the run.
+        counted = 0 if final and final.error == "Superseded" and end.attempts == claim.opened.attempts else 1
+        grown = end.attempts - claim.opened.attempts
+        self._expect(grown == counted, "I8", f"job {job} ended, and its run was counted {grown} times")
+
+    # I1, I2
+
+    def _deferred(self) -> None:
+        by_key = {job.key: job for job in self.record.jobs.values() if job.key is not None}
+        invoked = {job["args"]["key"] for e in self.record.of("invoke") for job in e["jobs"]}
+        for event in self.record.of("ok"):
+            for key, id_ in zip(event["keys"], event["ids"], strict=True):
+                found = by_key.get(key)
+                if id_ is not None:
+                    self._expect(found is not None and found.id == id_, "I1", f"{key}, job {id_}, is lost")
+        for event in self.record.of("fail"):
+            self.report.rolled_back += len(event["keys"])
+            for key in event["keys"]:
+                self._expect(key not in by_key, "I2", f"{key} was rolled back, and is there")
+        for event in self.record.of("info"):
+            self.report.recovered += sum(key in by_key for key in event["keys"])
+        for key in by_key.keys() - invoked:
+            self._wrong("I2", f"{key} is there, and nobody deferred it")
+        keys = Counter(job.key for job in self.record.jobs.values() if job.key is not None)
+        for key, count in keys.items():
+            self._expect(count == 1, "I2", f"{key} is there {count} times")
+
+    # I3, I4
+
+    def _explained(self, slot: str, at: float) -> bool:
+        """Tell whether a fault may have kept a worker from its heartbeats until this time."""
+        since = at - LEASE - _AFTERMATH
+        if slot == "ghost":
+            return True
+        for fault in self.faults:
+            touched = fault["touches"] is None or slot in fault["touches"]
+            if touched and fault["began"] <= at and fault["ended"] >= since:
+                return True
+        return any(since <= e["at"] <= at and slot in (e["by"], e.get("name")) for e in self.ends)
+
+    def _fenced(self) -> None:
+        before: dict[int, list[Claim]] = {}
+        for claim in self._all_claims():
+            run = (claim.job, claim.token or 0)
+            begun = run in self.started
+            closed = claim.closed
+            if closed is None:
+                continue
+            earlier = before.setdefault(claim.job, [])
+            if begun and any((c.job, c.token or 0) in self.started and c.how == "rescued" for c in earlier):
+                self.report.duplicates += 1
+            earlier.append(claim)
+            if claim.how in ("rescued", "lost"):
+                explained = self._explained(claim.slot, closed.at)
+                self._expect(explained, "I3", f"job {claim.job} was taken from {claim.slot} without any fault")
+            elif claim.how == "released":
+                self._expect(not begun, "I3", f"job {claim.job} was begun, and then put back as if it had not been")
+            else:
+                self._by_its_holder(claim, closed, begun)
+        for (job, token), ends in self.ended.items():
+            mine = next((c for c in self.claims[job] if c.token == token), None)
+            if mine and mine.closed and mine.how in ("rescued", "lost") and mine.closed.at < ends[-1]["at"]:
+                self.report.zombies += 1
+        for event in self.record.of("zombie"):
+            self.report.zombies += 1
+            if event["verdict"] != "stale":
+                self.report.accepted += 1
+                self._wrong("I4", f"a zombie ended job {event['job']}: {event['verdict']}")
+
+    def _by_its_holder(self, claim: Claim, closed: Step, begun: bool) -> None:
+        """The end of a run counts only if who ran it had said so before."""
+        ends = [e for e in self.ended[claim.job, claim.token or 0] if e["at"] <= closed.at + 0.05]
+        if closed.now == "succeeded":
+            fine = any(e["kind"] == "completing" or e["outcome"] == "succeeded" for e in ends)
+        else:
+            fine = not begun or any(e["kind"] == "end" for e in ends)
+        if not fine:
+            self.report.accepted += 1
+            self._wrong(
+                "I4", f"job {claim.job} became {closed.now} under token {claim.token}, whose holder did not say so"
+            )
+
+    def _effects(self) -> None:
+        counts = Counter(key for key, _, _ in self.record.effects)
+        done = {job.key: job for job in self.record.jobs.values() if job.task == "complete" and job.key}
+        for key, job in done.items():
+            wanted = int(job.status == "succeeded")
+            self._expect(counts[key] == wanted, "I4", f"{key} is {job.status} and has {counts[key or '']} effects")
+        for _, id_, token in self.record.effects:
+            claim = next((c for c in self.claims[id_] if c.token == token), None)
+            self._expect(claim is not None and claim.how == "finished", "I4", f"job {id_} has the effect of a lost run")
+
+    # I5
+
+    def _told(self) -> None:
+        for event in self.record.of("told"):
+            status = _TOLD.get(event["action"])
+            job = self.record.jobs.get(event["job"])
+            if status:
+                fine = job is not None and job.status == status
+                self._expect(fine, "I5", f"job {event['job']} was acknowledged as {status}, and is {job}")
+
+    # I6, I7
+
+    def _locks(self) -> None:
+        held: dict[str, list[Claim]] = defaultdict(list)
+        for claim in self._all_claims():
+            if claim.opened.lock:
+                held[claim.opened.lock].append(claim)
+        for lock, claims in held.items():
+            claims.sort(key=lambda c: c.opened.seq)
+            for a, b in itertools.pairwise(claims):
+                over = a.closed is not None and a.closed.seq < b.opened.seq
+                self._expect(over, "I6", f"jobs {a.job} and {b.job} were held at once under {lock}")
+            runs = []
+            for claim in claims:
+                run = (claim.job, claim.token or 0)
+                ends = [e for e in self.ended[run] if e["kind"] == "end"]
+                if run in self.started and ends:
+                    runs.append((self.started[run]["at"], ends[-1]["at"], claim))
+            runs.sort(key=lambda r: r[0])
+            for (_, ended, a), (began, _, b) in itertools.pairwise(runs):
+                if began < ended:
+                    self.report.overlaps += 1
+                    taken = a.how in ("rescued", "lost")
+                    self._expect(taken, "I6", f"jobs {a.job} and {b.job} ran at once under {lock}")
+
+    def _order(self) -> None:
+        acknowledged = {
+            key: e["at"] for e in self.record.of("ok") for key, id_ in zip(e["keys"], e["ids"], strict=True) if id_
+        }
+        waits: dict[str, list[tuple[int, int, float, int, float]]] = defaultdict(list)
+        for job, steps in self.steps.items():
+            for step, following in itertools.zip_longest(steps, steps[1:]):
+                if step.now != "todo" or not step.lock:
+                    continue
+                # From when on everybody could see it; when a transaction of a worker ended is not known so well.
+                seen = acknowledged.get(step.key or "") if step.was is None else step.at + 5
+                if seen is None:
+                    continue
+                # One that waits for its retry holds back what is worse; one that waits for its first run does not.
+                since = max(seen, (step.due or 0) + 0.1) if step.attempts == 0 else seen
+                until = following.seq if following else 1 << 62
+                waits[step.lock].append((step.rank, job, since, step.seq, until))
+        for claim in self._all_claims():
+            opened = claim.opened
+            for rank, job, since, first, until in waits[opened.lock] if opened.lock else ():
+                if (rank, job) < (opened.rank, claim.job) and first < opened.seq < until and since < opened.began:
+                    self._wrong("I7", f"job {claim.job} was claimed before {job}, under {opened.lock}")
+
+    # I8
+
+    def _counts(self) -> None:
+        for id_, job in self.record.jobs.items():
+            claims = self.claims[id_]
+            runs = sum((id_, c.token or 0) in self.started for c in claims)
+            rescued = sum(c.how == "rescued" for c in claims)
+            if job.task == "crash":
+                self._expect(runs <= CRASH_RUNS, "I8", f"job {id_} killed {runs} workers")
+                continue
+            allowed = 1 + rescued + (FLAKY_RETRIES if job.task == "flaky" else 0)
+            self._expect(runs <= allowed, "I8", f"job {id_}, of {job.task}, ran {runs} times, {rescued} rescues")
+            counted = sum(c.how in ("finished", "retried", "rescued", "lost") for c in claims)
+            self._expect(
+                job.attempts == counted or job.error == "Superseded",
+                "I8",
+                f"job {id_} has {job.attempts} attempts, and {counted} runs ended",
+            )
+
+    # I9
+
+    def _queueing_locks(self) -> None:
+        waits: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for job, steps in self.steps.items():
+            since: Step | None = None
+            for step in steps:
+                if step.now == "todo":
+                    since = since or step
+                elif since:
+                    if since.queueing_lock:
+                        waits[since.queueing_lock].append((since.seq, step.seq, job))
+                    since = None
+            if since and since.queueing_lock:
+                waits[since.queueing_lock].append((since.seq, 1 << 62, job))
+        for lock, spans in waits.items():
+            spans.sort()
+            for (_, until, a), (since_seq, _, b) in itertools.pairwise(spans):
+                self._expect(until < since_seq, "I9", f"jobs {a} and {b} waited at once under {lock}")
+
+    # I10
+
+    def _rescues(self) -> None:
+        by_slot: dict[str, list[Claim]] = defaultdict(list)
+        for claim in self._all_claims():
+            if claim.how in ("rescued", "lost") and claim.closed:
+                by_slot[claim.slot].append(claim)
+        everybody = [f for f in self.faults if f["touches"] is None]
+        for event in self.record.of("killed", "crash"):
+            died = event["at"]
+            for claim in by_slot[event["name"]]:
+                assert claim.closed
+                if not claim.opened.at <= died <= claim.closed.at:
+                    continue
+                took = claim.closed.at - died
+                if any(f["began"] <= claim.closed.at and f["ended"] + 2 >= died for f in everybody):
+                    continue
+                self.report.rescues.append(took)
+                self._expect(took <= LEASE + 1 + GRACE, "I10", f"job {claim.job} was rescued after {took:.1f} s")
+
+    def _liveness(self) -> None:
+        for id_, job in self.record.jobs.items():
+            if job.status not in _FINAL and job.task != "tick":
+                self._wrong("I10", f"job {id_}, of {job.task}, is still {job.status}")
+        drained = self.record.facts.get("drained", 0.0)
+        self._expect(drained <= _DRAINS_WITHIN, "I10", f"it took {drained:.0f} s until all jobs had ended")
+        for event in self.record.of("stopped"):
+            fine = event["seconds"] <= _STOPS_WITHIN
+            self._expect(fine, "I10", f"{event['name']} took {event['seconds']:.1f} s to stop")
+        asked = {(e["name"], e["pid"]) for e in self.record.of("killed", "stopped")}
+        served = {e.get("pid") for e in self.record.of("registered")}
+        crashed = {e["by"] for e in self.record.of("crash")}
+        for event in self.record.of("exit"):
+            if (event["name"], event["pid"]) in asked or event["pid"] not in served:
+                continue
+            by_itself = event["code"] != -9 or event["name"] not in crashed
+            self._expect(not by_itself, "I10", f"worker {event['name']} ended by itself ({event['code']})")
+        poison = {id_ for e in self.record.of("poison") for id_ in e["ids"]}
+        for id_ in poison:
+            found = self.record.jobs.get(id_)
+            fine = found is not None and found.status == "failed"
+            self._expect(fine, "I10", f"job {id_} cannot be run, and is {found}")
+
+    # I11
+
+    def _probes(self) -> None:
+        started = {e["key"]: e["at"] for e in reversed(self.record.of("start"))}
+        for event in self.record.of("probe"):
+            took = started.get(event["key"], float("inf")) - event["at"]
+            # Whoever was not woken would look only after POLL seconds.
+            self._expect(took < min(POLL / 2, GRACE), "I11", f"{event['key']} waited {took:.1f} s for a free worker")
+
+    # I12
+
+    def _ticks(self) -> None:
+        fired: dict[str, list[int]] = defaultdict(list)
+        for job in self.record.jobs.values():
+            if job.task == "tick" and isinstance(job.args, dict):
+                fired[job.args["schedule"]].append(job.args["timestamp"])
+        for name, ticks in fired.items():
+            for tick, count in Counter(ticks).items():
+                self._expect(count == 1, "I12", f"{name} fired {count} times for {tick}")
+            if name == "in sql":
+                missing = {*range(min(ticks), max(ticks), EVERY_SECONDS)} - {*ticks}
+                self._expect(not missing, "I12", f"{name} never fired for {sorted(missing)}")
+
+    # I13, I14
+
+    def _facts(self) -> None:
+        facts = self.record.facts
+        for what in ("session locks", "idle in transaction", "prepared transactions", "deadlocks", "notifications"):
+            self._expect(not facts.get(what), "I13", f"{what}: {facts.get(what)}")
+        for name, (threads, files) in facts.get("processes", {}).items():
+            fine = threads <= _THREADS and files <= _FILES
+            self._expect(fine, "I13", f"{name} has {threads} threads and {files} open files")
+        for sentence in facts.get("corrupt", []):
+            self._wrong("I14", sentence)
+        for sentence in facts.get("late to stop", []):
+            self._wrong("I10", f"{sentence} did not stop at the end")
+
+    # I15
+
+    def _aborts(self) -> None:
+        requested = {e["job"]: e for e in self.record.of("cancelled") if e["answer"] == "abort_requested"}
+        for id_, event in requested.items():
+            again = [c for c in self.claims[id_] if c.opened.began > event["at"]]
+            self._expect(not again, "I15", f"job {id_} was to be aborted, and was claimed again")
+            end = self.steps[id_][-1] if self.steps[id_] else None
+            if not event.get("calm") or end is None:
+                continue
+            took = end.at - event["at"]
+            fine = end.now == "aborted" and took <= HEARTBEAT + 1 + GRACE
+            self._expect(fine, "I15", f"job {id_} is {end.now} {took:.1f} s after its abort")
+        for event in self.record.of("cancelled"):
+            job = self.record.jobs.get(event["job"])
+            if event["answer"] == "cancelled":
+                self._expect(job is None or job.status == "cancelled", "I5", f"a cancelled job is {job}")
+
+    def _summary(self) -> None:
+        report = self.report
+        report.jobs = len(self.record.jobs)
+        report.starts = len(self.started)
+        report.faults = Counter(f["name"] for f in self.faults if not f.get("missed"))
+        report.lost_replies = sum(e["count"] for e in self.record.of("lost replies"))
+        spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for claim in self._all_claims():
+            spans[claim.slot].append((claim.opened.at, claim.closed.at if claim.closed else float("inf")))
+        for fault in self.faults:
+            for slot in spans if fault["touches"] is None else fault["touches"]:
+                mine = spans.get(slot, [])
+                report.exposed += sum(since <= fault["began"] < until for since, until in mine)

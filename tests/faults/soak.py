@@ -1,0 +1,199 @@
+"""One soak: everything is started, broken, left in peace, stopped, and judged."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.faults.checker import Report, check
+from tests.faults.nemesis import FAULTS, DiskFull, Fault, Nemesis, plan
+from tests.faults.record import Record, collect
+from tests.faults.stage import Stage
+from tests.faults.tasks import WAKE
+
+_DRAIN = 60.0
+_PROBES = 10
+_HAS_ENDED = "select finished_at is not null from procrastinate.jobs where id = %s"
+
+
+@dataclass(frozen=True)
+class Soak:
+    """How long, with which faults, and under how much load (jobs a second)."""
+
+    seed: int
+    seconds: float = 180.0
+    rate: float = 200.0
+    kinds: tuple[type[Fault], ...] = tuple(fault for fault in FAULTS if not fault.long)
+    # Changes of the schema, for the tests of the checker.
+    flaws: tuple[str, ...] = ()
+    # Where to keep the histories.
+    keep: Path | None = None
+    quiet: bool = True
+
+
+def run(soak: Soak) -> Report:
+    """Run a soak and judge it; nothing of it is left afterwards."""
+    return check(record(soak))
+
+
+def record(soak: Soak) -> Record:
+    """Run a soak and return what is known of it."""
+    facts: dict[str, Any] = {}
+    with Stage(small_disk=DiskFull in soak.kinds, flaws=soak.flaws) as stage:
+        kinds = [kind for kind in soak.kinds if kind.possible(stage)]
+        facts["impossible"] = [kind.name for kind in soak.kinds if kind not in kinds]
+        stage.start_workers()
+        _await_workers(stage)
+        stage.start_clients(soak.seed, soak.seconds, soak.rate)
+        _say(soak, f"{soak.seconds:.0f} s of faults")
+        Nemesis(stage, plan(soak.seed, soak.seconds, kinds), soak.seconds).run()
+        stage.join_clients(soak.seconds + 30)
+        _say(soak, "the faults are over; waiting until all jobs have ended")
+        with stage.admin() as conn:
+            conn.execute("select procrastinate.unschedule('in sql')")
+            facts["drained"] = _drain(conn, stage)
+            if facts["drained"] <= _DRAIN:
+                _await_workers(stage)
+                _calm(conn, stage)
+            facts["processes"] = _processes(stage)
+            facts["late to stop"] = stage.stop_workers(20)
+            facts |= _leftovers(conn, stage)
+            found = collect(conn, stage.histories, facts)
+        if soak.keep:
+            _keep(stage, soak.keep)
+        return found
+
+
+def _say(soak: Soak, sentence: str) -> None:
+    if not soak.quiet:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _await_workers(stage: Stage) -> None:
+    """Wait until every worker is registered."""
+    deadline = time.monotonic() + 60
+    with stage.admin() as conn:
+        while True:
+            names = {row[0] for row in conn.execute("select name from procrastinate.workers where live")}
+            if names >= stage.slots.keys() or time.monotonic() > deadline:
+                return
+            stage.pause(0.05)
+
+
+def _drain(conn: psycopg.Connection[Any], stage: Stage) -> float:
+    """Wait until nothing is left but what schedules go on deferring; return the seconds it took."""
+    began = time.monotonic()
+    while (took := time.monotonic() - began) <= _DRAIN:
+        row = conn.execute("select exists (select from procrastinate.job where task <> 'tick')").fetchone()
+        if row == (False,):
+            break
+        stage.pause(0.1)
+    return took
+
+
+def _calm(conn: psycopg.Connection[Any], stage: Stage) -> None:
+    """Look at what can be promised to the second only in peace: that workers wake up, and heed an abort."""
+    for n in range(_PROBES):
+        key = f"probe {n}"
+        args = {"key": key}
+        stage.history.write("invoke", jobs=[{"args": args}])
+        defer = "select procrastinate.defer('quick', jsonb_build_object('key', %s::text), %s)"
+        job = _value(conn, defer, key, WAKE)
+        stage.history.write("probe", key=key, job=job)
+        _until(conn, stage, "select status <> 'todo' from procrastinate.jobs where id = %s", job)
+    jobs = []
+    for n, task in enumerate(["work", "patient"] * 2):
+        key = f"endless {n}"
+        stage.history.write("invoke", jobs=[{"args": {"key": key}}])
+        defer = "select procrastinate.defer(%s, jsonb_build_object('key', %s::text, 'seconds', 60), 'a')"
+        jobs.append(_value(conn, defer, task, key))
+    for job in jobs:
+        _until(conn, stage, "select status = 'doing' from procrastinate.jobs where id = %s", job)
+    for job in jobs:
+        answer = _value(conn, "select procrastinate.cancel(%s, abort => true)", job)
+        stage.history.write("cancelled", job=job, answer=answer, calm=True)
+    for job in jobs:
+        _until(conn, stage, _HAS_ENDED, job)
+    _kill_one(conn, stage)
+
+
+def _kill_one(conn: psycopg.Connection[Any], stage: Stage) -> None:
+    """Kill a worker in the middle of its jobs, and wait until they have been done after all."""
+    jobs = []
+    for n in range(8):
+        key = f"exposed {n}"
+        stage.history.write("invoke", jobs=[{"args": {"key": key}}])
+        defer = "select procrastinate.defer('work', jsonb_build_object('key', %s::text, 'seconds', 1), 'b')"
+        jobs.append(_value(conn, defer, key))
+    for job in jobs:
+        _until(conn, stage, "select status <> 'todo' from procrastinate.jobs where id = %s", job)
+    row = conn.execute("select name from procrastinate.workers order by running desc limit 1").fetchone()
+    assert row is not None
+    with stage.holding(row[0]) as process:
+        process.kill()
+        process.wait()
+        stage.history.write("killed", name=row[0], pid=process.pid)
+        for job in jobs:
+            _until(conn, stage, _HAS_ENDED, job)
+    _await_workers(stage)
+
+
+def _until(conn: psycopg.Connection[Any], stage: Stage, query: str, job: int, patience: float = 15.0) -> None:
+    deadline = time.monotonic() + patience
+    while not _value(conn, query, job) and time.monotonic() < deadline:
+        stage.pause(0.02)
+
+
+def _leftovers(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, Any]:
+    others = "from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+    corrupt = []
+    for index in conn.execute("""
+        select i.indexrelid::regclass::text from pg_index as i
+          join pg_class as c on c.oid = i.indexrelid join pg_am as a on a.oid = c.relam and a.amname = 'btree'
+         where c.relnamespace = 'procrastinate'::regnamespace
+        """).fetchall():
+        try:
+            conn.execute("select bt_index_check(%s::regclass, true)", index)
+        except psycopg.errors.UndefinedFunction:
+            break
+        except psycopg.Error as error:
+            corrupt.append(f"{index[0]}: {error}")
+    log = stage.log()
+    return {
+        "session locks": _value(conn, "select count(*) from pg_locks where locktype = 'advisory'"),
+        "idle in transaction": _value(conn, f"select count(*) {others} and state like 'idle in transaction%%'"),
+        "prepared transactions": _value(conn, "select count(*) from pg_prepared_xacts"),
+        "notifications": _value(conn, "select (pg_notification_queue_usage() > 0.01)::int"),
+        "deadlocks": log.count("deadlock detected"),
+        "corrupt": corrupt + re.findall(r".*(?:PANIC|invalid page|could not read block).*", log),
+    }
+
+
+def _processes(stage: Stage) -> dict[str, tuple[int, int]]:
+    """Return how many threads and open files each worker has, where that can be seen."""
+    found = {}
+    for name, slot in stage.slots.items():
+        proc = Path(f"/proc/{slot.process.pid}")
+        with contextlib.suppress(OSError):
+            found[name] = (len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir())))
+    return found
+
+
+def _keep(stage: Stage, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*stage.histories.glob("*.jsonl"), *stage.folder.glob("*.err")]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "server.log").write_text(stage.log())
+
+
+def _value(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
+    row = conn.execute(query.encode(), params).fetchone()
+    assert row is not None
+    return row[0]

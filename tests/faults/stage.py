@@ -1,0 +1,349 @@
+"""The server, the network and the processes of a soak; all of it is gone when the stage closes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from pyprocrastinate.embedded import Server
+from pyprocrastinate.migrate import migrate
+from tests.faults.history import History
+from tests.faults.proxy import Proxy
+from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE
+
+ROOT = Path(__file__).parents[2]
+MAX_CONNECTIONS = 60
+DISK_BYTES = 1 << 30
+SETTINGS: dict[str, object] = {
+    "max_connections": MAX_CONNECTIONS,
+    "max_prepared_transactions": 4,
+    "shared_buffers": "64MB",
+    "deadlock_timeout": "300ms",
+}
+_POOLED = "w3"
+_COMMON = {
+    "stalled_worker_timeout": LEASE,
+    "update_heartbeat_interval": HEARTBEAT,
+    "abort_job_polling_interval": HEARTBEAT,
+    "shutdown_graceful_timeout": 2.0,
+}
+_LISTENING = {"queues": [*QUEUES, WAKE], "fetch_job_polling_interval": POLL, **_COMMON}
+_POLLING = {"queues": QUEUES, "fetch_job_polling_interval": SHORT_POLL, "listen_notify": False, **_COMMON}
+WORKERS: dict[str, dict[str, Any]] = {
+    "w0": {"concurrency": 8, **_LISTENING},
+    "w1": {"concurrency": 4, **_LISTENING},
+    "w2": {"concurrency": 8, **_POLLING},
+    _POOLED: {"concurrency": 4, **_POLLING},
+}
+_ROLE = """
+create role app login;
+grant usage on schema procrastinate, audit to app;
+grant execute on all functions in schema procrastinate to app;
+grant insert, select on audit.effect to app;
+do $$
+declare v text;
+begin
+  for v in select viewname from pg_views where schemaname = 'procrastinate' loop
+    execute format('grant select on procrastinate.%I to app', v);
+  end loop;
+end $$;
+"""
+
+
+class SoakError(Exception):
+    """The soak itself could not go on; it says nothing about the queue."""
+
+
+@dataclass
+class Slot:
+    """A worker that is started again whenever it has ended, unless a fault holds it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    held: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class Stage(contextlib.ExitStack):
+    """
+    Everything that runs during a soak.
+
+    `flaws` change the schema once it is installed, to see whether the checker notices.
+    """
+
+    def __init__(self, *, small_disk: bool = False, flaws: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.slots: dict[str, Slot] = {}
+        self.clients: list[subprocess.Popen[bytes]] = []
+        self.bouncer: Bouncer | None = None
+        self.disk: Path | None = None
+        self._small_disk = small_disk
+        self._flaws = flaws
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        self.histories = self.folder / "history"
+        self.histories.mkdir()
+        self.history = History(self.histories, "stage")
+        self.callback(self.history.close)
+        if self._small_disk:
+            self.disk = self._mount()
+        self.server = self.enter_context(Server(durable=True, settings=SETTINGS))
+        self._install()
+        self.proxy = self.enter_context(Proxy(f"{self.server.host}/.s.PGSQL.{self.server.port}"))
+        if shutil.which("pgbouncer"):
+            self.bouncer = Bouncer(self)
+            self.callback(self.bouncer.stop)
+            self.bouncer.start()
+            self.proxy.routes[_POOLED] = ("127.0.0.1", self.bouncer.port)
+        self.callback(self._end_processes)
+
+    def _install(self) -> None:
+        with psycopg.connect(self.server.conninfo(), autocommit=True) as conn:
+            conn.execute("create database soak")
+            if self.disk:
+                place, owner = self.disk / "pg", os.stat(self.server.host)
+                place.mkdir()
+                os.chown(place, owner.st_uid, owner.st_gid)
+                conn.execute(f"create tablespace small location '{place}'".encode())
+                conn.execute("alter database soak set tablespace small")
+        migrate(self.direct)
+        with self.admin() as conn:
+            conn.execute((Path(__file__).parent / "audit.sql").read_bytes())
+            conn.execute(_ROLE)
+            with contextlib.suppress(psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported):
+                conn.execute("create extension amcheck")
+            for flaw in self._flaws:
+                conn.execute(flaw.encode())
+            # Only a job that kills whoever runs it is to run out of rescues.
+            conn.execute("select procrastinate.set_setting('max_rescues', '1000')")
+            conn.execute(SCHEDULE)
+
+    def _mount(self) -> Path | None:
+        """Mount a small file system for the database, where this process may do that."""
+        if not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"):
+            return None
+        disk = self.folder / "disk"
+        disk.mkdir()
+        # The server's account has to get there.
+        self.folder.chmod(0o711)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=711", "tmpfs", str(disk)]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            return None
+        self.callback(lambda: subprocess.run(["umount", "-l", str(disk)], check=False, capture_output=True))
+        return disk
+
+    @property
+    def direct(self) -> str:
+        """The DSN past the proxy, as the owner."""
+        return str(self.server.conninfo("soak"))
+
+    def dsn(self, name: str) -> str:
+        """Return the DSN through the proxy, as the role of the application."""
+        return make_conninfo(
+            host="127.0.0.1",
+            port=self.proxy.port,
+            user="app",
+            dbname="soak",
+            application_name=name,
+            sslmode="disable",
+            gssencmode="disable",
+        )
+
+    @contextlib.contextmanager
+    def admin(self, patience: float = 30.0) -> Iterator[psycopg.Connection[Any]]:
+        """Connect past the proxy, as soon as the server takes connections."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                conn = psycopg.connect(self.direct, autocommit=True, connect_timeout=5)
+                break
+            except psycopg.OperationalError as error:
+                if time.monotonic() > deadline:
+                    raise SoakError(f"the server is not there: {error}") from error
+                self.pause(0.05)
+        with conn:
+            yield conn
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than the stage stands."""
+        if self._closing.wait(seconds):
+            raise SoakError("the soak was stopped")
+
+    # Processes
+
+    def start_workers(self, names: list[str] | None = None) -> None:
+        for name in names or WORKERS:
+            self.slots[name] = Slot(name, self._spawn_worker(name))
+        self._keeper.start()
+
+    def start_clients(self, seed: int, seconds: float, rate: float) -> None:
+        for name, share in {"python": 0.4, "sql": 0.6, "operator": 0.0}.items():
+            options = {"name": name, "seed": seed, "seconds": seconds, "rate": rate * share}
+            self.clients.append(self._spawn("clients", options, {}))
+
+    def join_clients(self, patience: float) -> None:
+        """Wait until those who defer have ended, which they do by themselves."""
+        deadline = time.monotonic() + patience
+        for process in self.clients:
+            try:
+                code = process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise SoakError("a client does not end") from None
+            if code:
+                raise SoakError(f"a client failed ({code}): {self.said()}")
+
+    def said(self) -> str:
+        """Return the end of what processes wrote to their standard error."""
+        return "\n".join(path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.err"))
+
+    @contextlib.contextmanager
+    def holding(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Keep a worker from being started again; afterwards it is, if it has ended."""
+        slot = self.slots[name]
+        slot.held = True
+        try:
+            yield slot.process
+        finally:
+            slot.held = False
+
+    def stop_workers(self, patience: float) -> list[str]:
+        """Ask all to stop; return the names of those that did not end in time."""
+        for slot in self.slots.values():
+            slot.held = True
+            slot.process.send_signal(signal.SIGTERM)
+        self.history.write("stop")
+        deadline = time.monotonic() + patience
+        late = []
+        for slot in self.slots.values():
+            try:
+                slot.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(slot.name)
+        return late
+
+    def _spawn_worker(self, name: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        return self._spawn("worker", {"name": name, "worker": WORKERS[name]}, env or {})
+
+    def _spawn(self, module: str, options: dict[str, Any], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        name = options["name"]
+        options |= {"dsn": self.dsn(name), "folder": str(self.histories)}
+        with (self.folder / f"{name}.err").open("ab") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", f"tests.faults.{module}", json.dumps(options)],
+                cwd=ROOT,
+                env=os.environ | env,
+                stdin=subprocess.PIPE,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    def _keep(self) -> None:
+        while not self._closing.wait(0.1):
+            for slot in self.slots.values():
+                if slot.held or slot.process.poll() is None:
+                    continue
+                self.history.write("exit", name=slot.name, pid=slot.process.pid, code=slot.process.returncode)
+                slot.process = self._spawn_worker(slot.name, slot.env)
+
+    def _end_processes(self) -> None:
+        self._closing.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        for process in [*(slot.process for slot in self.slots.values()), *self.clients]:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+    def log(self) -> str:
+        """Return what the server wrote to its log."""
+        return Path(self.server.folder, "server.log").read_text(errors="replace")
+
+
+class Bouncer:
+    """A PgBouncer in transaction mode with two connections, for one of the workers."""
+
+    def __init__(self, stage: Stage) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.stat(stage.server.host)
+        self._folder = Path(stage.enter_context(tempfile.TemporaryDirectory(prefix="bouncer-")))
+        self._config = self._folder / "bouncer.ini"
+        self._config.write_text(f"""
+            [databases]
+            soak = host={stage.server.host} port={stage.server.port} dbname=soak user=app
+            [pgbouncer]
+            listen_addr = 127.0.0.1
+            listen_port = {self.port}
+            unix_socket_dir =
+            auth_type = any
+            pool_mode = transaction
+            default_pool_size = 2
+            max_client_conn = 50
+            server_login_retry = 1
+            ignore_startup_parameters = extra_float_digits
+            """)
+        self._folder.chmod(0o755)
+
+    def start(self) -> None:
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            user = {"user": self._owner.st_uid, "group": self._owner.st_gid, "extra_groups": []}
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            ["pgbouncer", self._config],
+            cwd="/",
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+            **user,
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise SoakError("PgBouncer did not start")
+            time.sleep(0.02)
+
+    def command(self, command: str) -> None:
+        """Give a command on its console."""
+        console = make_conninfo(host="127.0.0.1", port=self.port, user="app", dbname="pgbouncer", sslmode="disable")
+        with psycopg.connect(console, autocommit=True, prepare_threshold=None) as conn:
+            conn.pgconn.exec_(command.encode())
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()

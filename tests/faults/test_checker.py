@@ -1,0 +1,371 @@
+"""The checker finds nothing wrong with an honest record, and what is wrong with each that was doctored."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.faults.checker import Report, check
+from tests.faults.history import Event
+from tests.faults.record import Final, Record, Step
+
+
+class Story:
+    """Tells what happens, second by second, to the history and to the database alike."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.events: list[Event] = []
+        self.steps: list[Step] = []
+        self.jobs: dict[int, Final] = {}
+        self.tokens = 0
+        self.state: dict[int, dict[str, Any]] = {}
+        self.effects: list[tuple[str, int, int]] = []
+        for worker in (1, 2):
+            self.note("registered", by=f"w{worker}", worker=worker, pid=worker)
+
+    def note(self, kind: str, **what: Any) -> None:
+        self.now += 0.01
+        self.events.append({"kind": kind, "at": self.now, **what})
+
+    def step(self, job: int, was: str | None, now: str, **changed: Any) -> None:
+        self.now += 0.01
+        state = self.state[job]
+        state |= changed
+        known = {k: v for k, v in state.items() if k not in ("status", "task")}
+        self.steps.append(
+            Step(seq=len(self.steps) + 1, at=self.now, began=self.now - 0.001, job=job, was=was, now=now, **known)
+        )
+
+    def defer(self, job: int, task: str = "quick", **more: Any) -> None:
+        key = f"key {job}"
+        self.note("invoke", by="sql", jobs=[{"args": {"key": key}}])
+        self.state[job] = {"task": task, "attempts": 0, "rescues": 0, "key": key, **more}
+        self.step(job, None, "todo")
+        self.note("ok", by="sql", keys=[key], ids=[job])
+
+    def claim(self, job: int, worker: int) -> int:
+        self.tokens += 1
+        token, what = self.tokens, {"job": job, "token": self.tokens, "key": self.state[job]["key"]}
+        self.step(job, "todo", "doing", token=token, worker=worker)
+        self.note("start", by=f"w{worker}", attempts=self.state[job]["attempts"], **what)
+        return token
+
+    def end(self, job: int, worker: int, token: int, outcome: str = "succeeded") -> None:
+        self.note("end", by=f"w{worker}", job=job, token=token, key=self.state[job]["key"], outcome=outcome)
+
+    def finish(self, job: int, status: str = "succeeded", token: int | None = None) -> None:
+        state = self.state[job]
+        self.step(job, "doing", "gone")
+        self.step(job, None, status, attempts=state["attempts"] + 1, token=token or state["token"])
+        self.final(job, status)
+
+    def final(self, job: int, status: str) -> None:
+        state = self.state[job]
+        args = {"key": state["key"]}
+        self.jobs[job] = Final(id=job, status=status, task=state["task"], attempts=state["attempts"], args=args)
+
+    def run(self, job: int, worker: int = 1, outcome: str = "succeeded") -> int:
+        token = self.claim(job, worker)
+        self.end(job, worker, token, outcome)
+        self.finish(job, "succeeded" if outcome == "succeeded" else "failed")
+        self.note("told", by=f"w{worker}", job=job, worker=worker, action="job_success")
+        return token
+
+    def put_back(self, job: int, *, rescued: int = 1) -> None:
+        state = self.state[job]
+        counts = {"attempts": state["attempts"] + 1, "rescues": state["rescues"] + rescued}
+        self.step(job, "doing", "todo", **counts)
+
+    def kill(self, worker: int) -> None:
+        self.note("killed", name=f"w{worker}", by="stage", pid=worker)
+        self.note("fault", name="F1", touches=[f"w{worker}"], began=self.now - 0.02, ended=self.now, missed=None)
+
+    def record(self) -> Record:
+        events = sorted(self.events, key=lambda e: e["at"])
+        return Record(events, list(self.steps), dict(self.jobs), list(self.effects))
+
+
+def honest() -> Story:
+    """A story with everything in it that may happen."""
+    story = Story()
+    story.defer(1)
+    story.run(1)
+    story.defer(2, lock="L")
+    story.defer(3, lock="L")
+    story.run(2)
+    story.run(3, 2)
+    # A worker is killed, its job is rescued and runs again; the dead one had nearly ended it.
+    story.defer(4)
+    token = story.claim(4, 1)
+    story.kill(1)
+    story.now += 3
+    story.put_back(4)
+    story.end(4, 1, token)
+    story.run(4, 2)
+    story.defer(5, queueing_lock="Q")
+    story.run(5)
+    story.defer(6, queueing_lock="Q")
+    story.run(6)
+    story.defer(7, "complete")
+    story.effects.append(("key 7", 7, story.run(7)))
+    story.defer(8, "flaky")
+    for _ in range(2):
+        token = story.claim(8, 1)
+        story.end(8, 1, token, "ValueError")
+        story.put_back(8, rescued=0)
+    story.run(8)
+    for n, (name, timestamp) in enumerate([("in sql", 0), ("in sql", 3), ("declared", 3)]):
+        args = {"schedule": name, "timestamp": timestamp}
+        story.jobs[90 + n] = Final(id=90 + n, status="succeeded", task="tick", attempts=0, args=args)
+    story.defer(10)
+    story.note("probe", key="key 10", job=10)
+    story.run(10)
+    return story
+
+
+def test_an_honest_record_is_found_so() -> None:
+    report = check(honest().record())
+    assert report.wrong == []
+    assert report.jobs == 12
+    assert report.duplicates == 1
+    assert report.zombies == 1
+    assert report.accepted == 0
+    assert len(report.rescues) == 1
+    assert report.rescued_within(0.5) == pytest.approx(3, abs=0.2)
+
+
+def lost(story: Story) -> None:
+    del story.jobs[1]
+
+
+def nobodys(story: Story) -> None:
+    story.events = [e for e in story.events if e["kind"] != "invoke" or e["jobs"][0]["args"]["key"] != "key 1"]
+
+
+def rolled_back(story: Story) -> None:
+    story.note("invoke", by="sql", jobs=[{"args": {"key": "key 20"}}])
+    story.note("fail", by="sql", keys=["key 20"])
+    story.jobs[20] = Final(id=20, status="succeeded", task="quick", attempts=1, args={"key": "key 20"})
+
+
+def taken_for_nothing(story: Story) -> None:
+    story.now += 60
+    story.defer(20)
+    story.claim(20, 2)
+    story.put_back(20)
+    story.run(20)
+
+
+def begun_and_released(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 2)
+    story.step(20, "doing", "todo")
+    story.run(20)
+
+
+def zombie_accepted(story: Story) -> None:
+    story.defer(20)
+    late = story.claim(20, 1)
+    story.kill(1)
+    story.put_back(20)
+    story.claim(20, 2)
+    story.end(20, 1, late)
+    story.finish(20)
+
+
+def zombie_answered_ok(story: Story) -> None:
+    story.note("zombie", by="ghost", job=1, token=1, outcome="failed", verdict="ok")
+
+
+def ended_twice(story: Story) -> None:
+    story.step(1, None, "failed")
+    story.final(1, "failed")
+
+
+def effect_twice(story: Story) -> None:
+    story.effects += story.effects
+
+
+def effect_of_a_lost_run(story: Story) -> None:
+    story.defer(20, "complete")
+    token = story.claim(20, 1)
+    story.kill(1)
+    story.put_back(20)
+    story.run(20, 2)
+    story.effects.append(("key 20", 20, token))
+
+
+def acknowledged_and_forgotten(story: Story) -> None:
+    story.defer(20)
+    token = story.claim(20, 1)
+    story.end(20, 1, token, "ValueError")
+    story.finish(20, "failed")
+    story.note("told", by="w1", job=20, worker=1, action="job_success")
+
+
+def two_under_a_lock(story: Story) -> None:
+    story.defer(20, lock="L")
+    story.defer(21, lock="L")
+    tokens = {job: story.claim(job, worker) for worker, job in enumerate((20, 21), 1)}
+    for worker, job in enumerate((20, 21), 1):
+        story.end(job, worker, tokens[job])
+        story.state[job]["token"] = tokens[job]
+        story.finish(job)
+
+
+def out_of_order(story: Story) -> None:
+    story.defer(20, lock="L")
+    story.defer(21, lock="L")
+    story.run(21)
+    story.run(20)
+
+
+def too_often(story: Story) -> None:
+    story.defer(20, "crash")
+    for _ in range(3):
+        story.claim(20, 1)
+        story.kill(1)
+        story.put_back(20)
+    story.step(20, "todo", "gone")
+    story.step(20, None, "failed", token=None)
+    story.final(20, "failed")
+
+
+def not_counted(story: Story) -> None:
+    story.defer(20)
+    token = story.claim(20, 1)
+    story.end(20, 1, token)
+    story.step(20, "doing", "gone")
+    story.step(20, None, "succeeded")
+    story.final(20, "succeeded")
+
+
+def two_waiting(story: Story) -> None:
+    story.defer(20, queueing_lock="Q")
+    story.defer(21, queueing_lock="Q")
+    story.run(20)
+    story.run(21)
+
+
+def rescued_late(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.kill(1)
+    story.now += 8
+    story.put_back(20)
+    story.run(20, 2)
+
+
+def left_running(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.final(20, "doing")
+
+
+def worker_ended(story: Story) -> None:
+    story.note("exit", name="w2", by="stage", pid=2, code=1)
+
+
+def not_woken(story: Story) -> None:
+    story.defer(20)
+    story.note("probe", key="key 20", job=20)
+    story.now += 5
+    story.run(20)
+
+
+def fired_twice(story: Story) -> None:
+    story.jobs[99] = dataclasses.replace(story.jobs[91], id=99)
+
+
+def never_fired(story: Story) -> None:
+    story.jobs[99] = dataclasses.replace(story.jobs[91], id=99, args={"schedule": "in sql", "timestamp": 9})
+
+
+def ran_after_its_abort(story: Story) -> None:
+    story.defer(20, "flaky")
+    token = story.claim(20, 1)
+    story.note("cancelled", by="operator", job=20, answer="abort_requested")
+    story.end(20, 1, token, "ValueError")
+    story.put_back(20, rescued=0)
+    story.run(20)
+
+
+DOCTORED: dict[Callable[[Story], None], str] = {
+    lost: "I1",
+    nobodys: "I2",
+    rolled_back: "I2",
+    taken_for_nothing: "I3",
+    begun_and_released: "I3",
+    zombie_accepted: "I4",
+    zombie_answered_ok: "I4",
+    effect_twice: "I4",
+    effect_of_a_lost_run: "I4",
+    ended_twice: "I5",
+    acknowledged_and_forgotten: "I5",
+    two_under_a_lock: "I6",
+    out_of_order: "I7",
+    too_often: "I8",
+    not_counted: "I8",
+    two_waiting: "I9",
+    rescued_late: "I10",
+    left_running: "I10",
+    worker_ended: "I10",
+    not_woken: "I11",
+    fired_twice: "I12",
+    never_fired: "I12",
+    ran_after_its_abort: "I15",
+}
+
+
+@pytest.mark.parametrize(("doctor", "invariant"), DOCTORED.items(), ids=lambda p: getattr(p, "__name__", p))
+def test_a_doctored_record_is_found_out(doctor: Callable[[Story], None], invariant: str) -> None:
+    story = honest()
+    doctor(story)
+    assert invariant in check(story.record()).broken
+
+
+@pytest.mark.parametrize(
+    ("facts", "invariant"),
+    [
+        ({"session locks": 1}, "I13"),
+        ({"idle in transaction": 1}, "I13"),
+        ({"deadlocks": 1}, "I13"),
+        ({"processes": {"w0": (900, 10)}}, "I13"),
+        ({"corrupt": ["job_pkey: broken"]}, "I14"),
+        ({"drained": 61.0}, "I10"),
+        ({"late to stop": ["w0"]}, "I10"),
+    ],
+)
+def test_what_is_left_behind_is_found(facts: dict[str, Any], invariant: str) -> None:
+    record = honest().record()
+    record.facts = facts
+    assert check(record).broken == {invariant}
+
+
+def test_every_invariant_has_a_record_that_breaks_it() -> None:
+    assert {*DOCTORED.values()} | {"I13", "I14"} == {f"I{n}" for n in range(1, 16)}
+
+
+def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
+    """A rescue that a fault explains, an answer that was lost, an abort that came too late."""
+    story = honest()
+    base = copy.deepcopy(story)
+    story.note("invoke", by="sql", jobs=[{"args": {"key": "key 30"}}])
+    story.note("info", by="sql", keys=["key 30"], error="lost")
+    story.state[30] = {"task": "quick", "attempts": 0, "rescues": 0, "key": "key 30"}
+    story.step(30, None, "todo")
+    story.run(30)
+    story.defer(31)
+    token = story.claim(31, 1)
+    story.note("cancelled", by="operator", job=31, answer="abort_requested")
+    story.end(31, 1, token)
+    story.finish(31)
+    report: Report = check(story.record())
+    assert report.wrong == []
+    assert report.recovered == 1
+    assert check(base.record()).recovered == 0
