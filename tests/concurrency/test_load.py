@@ -30,9 +30,9 @@ def always_lanes(conn: psycopg.Connection[Any]) -> None:
     )
 
 
-def check(load: Load, *, lanes: bool = False) -> Report:
+def check(load: Load) -> Report:
     took = run(load)
-    report = judge(load.dsn, Path(load.folder), lanes=lanes)
+    report = judge(load.dsn, Path(load.folder))
     print(f"\nseed {load.seed}, {took:.1f} s: {report.line()}")
     assert report.wrong == [], f"{len(report.wrong)} faults"
     # some ms, and 900 ms; how much more depends on how busy the machine is
@@ -50,7 +50,7 @@ def test_four_workers(dsn: str, tmp_path: Path) -> None:
 
 def test_four_workers_with_lanes(conn: psycopg.Connection[Any], dsn: str, tmp_path: Path) -> None:
     always_lanes(conn)
-    check(Load(dsn, str(tmp_path), seed=2, jobs=2000, kills=1), lanes=True)
+    check(Load(dsn, str(tmp_path), seed=2, jobs=2000, kills=1))
 
 
 def test_workers_of_different_queues(dsn: str, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_lone_worker_passes_nothing_over(
     if lanes:
         always_lanes(conn)
     load = Load(dsn, str(tmp_path), seed=4, jobs=1000, workers=(None,), kills=0, operator=False)
-    assert check(load, lanes=lanes).overlapped == 0
+    assert check(load).overlapped == 0
 
 
 @pytest.mark.long
@@ -81,7 +81,7 @@ def test_twenty_thousand_jobs(
 ) -> None:
     if lanes:
         always_lanes(conn)
-    check(Load(dsn, str(tmp_path), seed=seed, jobs=20_000, workers=workers, kills=6), lanes=lanes)
+    check(Load(dsn, str(tmp_path), seed=seed, jobs=20_000, workers=workers, kills=6))
 
 
 # What the judge is for: each breaks one promise, and what it then must say.

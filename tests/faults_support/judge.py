@@ -9,7 +9,8 @@ allowed, and counted apart:
   or a cancel that is rolled back. A fetch passes such a row over and does not wait (SKIP LOCKED).
   So a job may be missed by a call that another one overlaps, for as long as those take. A lone
   worker misses none.
-- With lanes in use, a job may lie in a stretch that is not scanned again before the next full scan,
+- With lanes in use, as they are once scans have been slow, a job may lie in a stretch that is not
+  scanned again before the next full scan,
   which is due within 900 ms, if it became ready late (its commit came after that of a greater id of
   its priority; it was retried, rescued or released), or was once passed over as above. So
   a job that was neither is in the very next fetch here, too.
@@ -84,14 +85,13 @@ class Wait:
     late: bool
 
 
-def judge(dsn: str, folder: Path, *, lanes: bool = False) -> Report:
+def judge(dsn: str, folder: Path) -> Report:
     """Judge the load whose history is in this folder, and what it left in the database."""
-    return _Judge(dsn, folder, lanes).report
+    return _Judge(dsn, folder).report
 
 
 class _Judge:
-    def __init__(self, dsn: str, folder: Path, lanes: bool) -> None:
-        self.lanes = lanes
+    def __init__(self, dsn: str, folder: Path) -> None:
         self.report = Report()
         self.jobs: dict[int, dict[str, Any]] = {}
         self.calls: list[dict[str, Any]] = []
@@ -313,7 +313,7 @@ class _Judge:
                     del waiting[k : k + (waiting[k] is not None and waiting[k][2] == id(what))]
                 continue
             for wait in self._left_behind(what, waiting):
-                if self.lanes and (wait.late or wait.job in missed):
+                if what["lanes"] and (wait.late or wait.job in missed):
                     late.add(wait.job)
                 elif not self._overlaps(what):
                     self._expect(False, f"job {wait.job} was passed over by {what['client']}")

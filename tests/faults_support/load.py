@@ -230,6 +230,7 @@ def _work(load: Load, rnd: random.Random, history: History, stop: Path, queues: 
             continue
         got = time.monotonic()
         *rows, last = rows
+        lanes = scan is not None and scan[0] > 0
         scan = last[8]
         verdicts = {v["token"]: v for v in last[7] or []}
         history.write(
@@ -239,12 +240,14 @@ def _work(load: Load, rnd: random.Random, history: History, stop: Path, queues: 
             capacity=capacity,
             extra=extra,
             queues=queues,
+            lanes=lanes,
             rows=[row[:7] for row in rows],
             told=told,
             verdicts=list(verdicts.values()),
         )
-        before += [(e["id"], e["token"]) for e in ended]
-        ended = [e for e in ended if verdicts.get(e["token"], {}).get("verdict") == "refused"]
+        refused = [e for e in ended if verdicts.get(e["token"], {}).get("verdict") == "refused"]
+        before += [(e["id"], e["token"]) for e in ended if e not in refused]
+        ended = refused
         if rows:
             idle = 0
             if rnd.random() < 0.5:
