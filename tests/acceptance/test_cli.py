@@ -71,6 +71,7 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
 # What it does
 
 
+@pytest.mark.scenario(4)
 def test_defer_then_work(run: Run, conn: Connection) -> None:
     deferred = run("defer", "greet", '{"who": "Ada"}')
     assert deferred.stderr.startswith("Launching a job: greet(who='Ada')\n")
@@ -85,6 +86,7 @@ def test_a_failing_job_does_not_fail_the_worker(run: Run, conn: Connection) -> N
     assert conn.execute("select status from procrastinate.jobs").fetchall() == [("failed",)]
 
 
+@pytest.mark.scenario(73)
 def test_defer_takes_every_option(run: Run, conn: Connection) -> None:
     options = ["--queue=q", "--lock=l", "--queueing-lock=ql", "--priority=-7"]
     run("defer", "greet", '{"who": "Ada"}', *options, "--at=2100-01-02T03:04:05")
@@ -123,6 +125,7 @@ def test_an_unknown_task_can_be_deferred_on_purpose(run: Run, conn: Connection) 
     assert conn.execute("select count(*) from procrastinate.jobs").fetchone() == (2,)
 
 
+@pytest.mark.scenario(25)
 def test_a_job_that_waits_already(run: Run) -> None:
     run("defer", "greet", "--queueing-lock=x")
     assert "queueing lock" in run("defer", "greet", "--queueing-lock=x", status=1).stderr
@@ -146,6 +149,7 @@ def test_migrate(run: Run, empty_dsn: str, tmp_path: Path) -> None:
     assert run("migrate", "--plan", **env).stdout == ""
 
 
+@pytest.mark.scenario(73)
 def test_schema(run: Run, empty_dsn: str, conn: Connection) -> None:
     env = {"PROCRASTINATE_APP": "", "PROCRASTINATE_DSN": empty_dsn}
     with psycopg.connect(empty_dsn) as other:
@@ -166,6 +170,7 @@ def test_an_address_of_the_app_wins_over_both(run: Run) -> None:
         assert "port 1 failed" in said
 
 
+@pytest.mark.scenario(73)
 def test_healthchecks(run: Run) -> None:
     for app in ("myapp.app", ""):
         done = run("healthchecks", PROCRASTINATE_APP=app)
@@ -195,6 +200,7 @@ def test_logs_go_as_they_are_told(run: Run) -> None:
 # What goes wrong
 
 
+@pytest.mark.scenario(73)
 @pytest.mark.parametrize(
     ("dsn", "says"),
     [
@@ -223,6 +229,7 @@ def test_a_database_that_is_not_there(run: Run, dsn: str) -> None:
     assert "PROCRASTINATE_DSN" in said
 
 
+@pytest.mark.scenario(73)
 def test_a_missing_app(run: Run) -> None:
     said = complaint(run("worker", status=1, PROCRASTINATE_APP=""))
     assert "--app" in said
@@ -260,6 +267,7 @@ def test_a_task_module_that_is_not_there(run: Run, tmp_path: Path) -> None:
     assert "No module named 'tasks'" in complaint(run("worker", status=1))
 
 
+@pytest.mark.scenario(73)
 def test_an_unknown_task(run: Run) -> None:
     said = complaint(run("defer", "nobody knows", status=1))
     assert "nobody knows" in said
@@ -274,6 +282,7 @@ def test_a_bad_cron_expression(run: Run, tmp_path: Path) -> None:
     assert "never" in said
 
 
+@pytest.mark.scenario(73)
 @pytest.mark.parametrize("command", [["worker"], ["defer", "greet"], ["healthchecks"]])
 def test_a_schema_that_is_not_there(run: Run, empty_dsn: str, command: list[str]) -> None:
     done = run(*command, status=1, PROCRASTINATE_DSN=empty_dsn)
@@ -317,6 +326,7 @@ def conn_dsn(conn: Connection) -> str:
     return f"{conn.info.dsn} password={conn.info.password}" if conn.info.password else conn.info.dsn
 
 
+@pytest.mark.scenario(73)
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -39,6 +39,7 @@ def test_nothing_given_leaves_all_to_the_app(options: Any) -> None:
     assert options() == {}
 
 
+@pytest.mark.scenario(73)
 @pytest.mark.parametrize(
     ("flags", "variable", "value", "expected"),
     [

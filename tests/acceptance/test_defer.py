@@ -62,6 +62,7 @@ async def drain(app: App) -> None:
     await app.run_worker_async(wait=False, install_signal_handlers=False)
 
 
+@pytest.mark.scenario(3)
 def test_everything_said_is_in_the_job(sync_app: App, jobs: Any) -> None:
     @sync_app.task(name="t", queue="q", priority=2, lock="l", queueing_lock="ql")
     def task(a: int, b: str = "") -> None: ...
@@ -95,6 +96,7 @@ def test_a_delay_counts_by_the_database_clock(sync_app: App, jobs: Any, conn: ps
     assert second["scheduled_at"] - second["deferred_at"] == datetime.timedelta(days=1)
 
 
+@pytest.mark.scenario(2, 3, "R15")
 def test_a_batch_keeps_its_order(sync_app: App, jobs: Any) -> None:
     at = datetime.datetime(2100, 1, 2, tzinfo=datetime.UTC)
     deferrer = sync_app.configure_task("t", task_kwargs={"x": 1}, priority=4, schedule_at=at)
@@ -104,6 +106,7 @@ def test_a_batch_keeps_its_order(sync_app: App, jobs: Any) -> None:
     assert deferrer.batch_defer() == []
 
 
+@pytest.mark.scenario(1, 2)
 async def test_jobs_run_in_the_order_of_deferring(app: App) -> None:
     seen: list[int] = []
 
@@ -120,6 +123,7 @@ async def test_jobs_run_in_the_order_of_deferring(app: App) -> None:
     assert seen == list(range(7))
 
 
+@pytest.mark.scenario(26, 27)
 def test_a_queueing_lock_lets_one_wait(sync_app: App, jobs: Any) -> None:
     deferrer = sync_app.configure_task("t", queueing_lock="only one")
     first = deferrer.defer()
@@ -133,6 +137,7 @@ def test_a_queueing_lock_lets_one_wait(sync_app: App, jobs: Any) -> None:
     assert [job["id"] for job in jobs()] == [first]
 
 
+@pytest.mark.scenario(71)
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_in_the_callers_transaction(sync_app: App, connect: Connect, jobs: Any, ends: str) -> None:
     # Whatever the caller made of the connection, the job's id is read.
@@ -145,6 +150,7 @@ def test_in_the_callers_transaction(sync_app: App, connect: Connect, jobs: Any, 
     assert len(jobs()) == (3 if ends == "commit" else 0)
 
 
+@pytest.mark.scenario(71)
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 async def test_in_the_callers_async_transaction(app: App, aconnect: Any, jobs: Any, ends: str) -> None:
     mine = await aconnect(autocommit=False)
@@ -156,6 +162,7 @@ async def test_in_the_callers_async_transaction(app: App, aconnect: Any, jobs: A
     assert len(jobs()) == (3 if ends == "commit" else 0)
 
 
+@pytest.mark.scenario(47)
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_cancelling_in_the_callers_transaction(sync_app: App, connect: Connect, ends: str) -> None:
     job_id = sync_app.configure_task("t").defer()
@@ -169,6 +176,7 @@ def test_cancelling_in_the_callers_transaction(sync_app: App, connect: Connect, 
     assert manager.get_job_status(job_id) == expected
 
 
+@pytest.mark.scenario(72)
 async def test_only_fitting_connections_are_taken(app: App, conn: psycopg.Connection[Any], aconnect: Any) -> None:
     with pytest.raises(ConnectorException, match="AsyncConnection"):
         await app.configure_task("t", connection=conn).defer_async()
@@ -209,6 +217,7 @@ def test_positional_arguments_get_their_names(sync_app: App, jobs: Any) -> None:
         task.defer(1, a=2)  # type: ignore[misc]
 
 
+@pytest.mark.scenario(4)
 async def test_a_codec_of_the_users_own(dsn: str) -> None:
     def default(value: Any) -> Any:
         return {"uuid": str(value)}
@@ -260,6 +269,7 @@ class TestManager:
         with pytest.raises(JobNotFound):
             sync_app.job_manager.get_job_status(12345)
 
+    @pytest.mark.scenario(66)
     def test_a_listing(self, sync_app: App) -> None:
         first = sync_app.configure_task("a", queue="q", lock="l").defer(x=1)
         second = sync_app.configure_task("b", queueing_lock="ql").defer()

@@ -120,6 +120,7 @@ def all_ended(conn: psycopg.Connection[Any]) -> bool:
     return not value(conn, "select exists (select from procrastinate.job)")
 
 
+@pytest.mark.scenario("R8")
 @pytest.mark.parametrize(
     ("jobs", "kills", "concurrency"), [(300, 3, 20), pytest.param(2000, 20, 50, marks=pytest.mark.long)]
 )
@@ -162,6 +163,7 @@ def test_workers_killed_in_the_middle_of_their_jobs(
     assert sum(lost.values()) >= exposed - concurrency
 
 
+@pytest.mark.scenario("R8")
 def test_a_job_that_kills_its_worker_ends_as_failed_while_others_go_on(
     conn: psycopg.Connection[Any], dsn: str, stage: Stage
 ) -> None:
@@ -216,6 +218,7 @@ def test_a_worker_halted_for_too_long_changes_nothing_when_it_goes_on(
     stage.until(lambda: value(conn, "select status from procrastinate.jobs where id = %s", again) == "succeeded")
 
 
+@pytest.mark.scenario("R14")
 @pytest.mark.parametrize("restarts", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_a_server_that_crashes_under_load(tmp_path: Path, stage: Stage, restarts: int) -> None:
     embedded = pytest.importorskip("pyprocrastinate_embedded")

@@ -132,6 +132,7 @@ async def test_a_defer_late_in_a_transaction_begun_before_the_worker_slept(
     await sleeper.wait_for(job_id)
 
 
+@pytest.mark.scenario("R17")
 async def test_what_is_rolled_back_is_never_seen(
     conn: psycopg.Connection[Any], open_defer: tuple[psycopg.Connection[Any], int], sleeper: Sleeper, asleep: Asleep
 ) -> None:

@@ -41,6 +41,7 @@ def check(load: Load) -> Report:
     return report
 
 
+@pytest.mark.scenario("R2")
 def test_four_workers(dsn: str, tmp_path: Path) -> None:
     report = check(Load(dsn, str(tmp_path), seed=1, jobs=4000))
     assert report.jobs > 3000

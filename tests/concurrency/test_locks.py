@@ -56,6 +56,7 @@ def test_a_job_deferred_while_its_lock_is_passed_on_is_called_up(
     assert states() == {late: "r"}
 
 
+@pytest.mark.scenario("R1")
 def test_two_fetches_never_both_get_a_lock(session: Sessions, register: Register, defer: Defer, states: States) -> None:
     a, b = session(), session()
     worker, other = register(), register()
@@ -84,6 +85,7 @@ def test_two_fetches_share_many_locks_out(session: Sessions, register: Register,
     assert (mine, theirs) == ([ids[0]], [ids[1]])
 
 
+@pytest.mark.scenario("R1")
 def test_a_better_job_waits_for_the_one_that_runs_and_is_next(
     session: Sessions, register: Register, defer: Defer, states: States
 ) -> None:

@@ -103,6 +103,7 @@ def test_the_search_for_time_finds_it() -> None:
     assert found == [True, False, False, True, False]
 
 
+@pytest.mark.scenario(75)
 @pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: path.name)
 def test_a_migration_has_a_name_and_no_function(path: Path) -> None:
     assert re.fullmatch(r"\d{4}_[a-z0-9_]+\.sql", path.name)

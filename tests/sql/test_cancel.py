@@ -30,6 +30,7 @@ def waiting(db, worker, how):
 WAITING = ["ready", "scheduled", "behind its lock", "ahead of its lock", "for its retry"]
 
 
+@pytest.mark.scenario(38)
 @pytest.mark.parametrize("how", WAITING)
 @pytest.mark.parametrize("abort", [False, True])
 def test_a_waiting_job_is_cancelled_and_never_runs(db, worker, how, abort):
@@ -44,6 +45,7 @@ def test_a_waiting_job_is_cancelled_and_never_runs(db, worker, how, abort):
     assert job_id not in worker.ids(9)
 
 
+@pytest.mark.scenario(39)
 @pytest.mark.parametrize("how", WAITING)
 def test_a_deleted_job_is_gone_with_its_story(db, worker, how):
     job_id = waiting(db, worker, how)
@@ -51,6 +53,7 @@ def test_a_deleted_job_is_gone_with_its_story(db, worker, how):
     assert (db.job(job_id), db.events(job_id)) == (None, [])
 
 
+@pytest.mark.scenario(40)
 @pytest.mark.parametrize("options", [{}, {"abort": True}, {"delete": True}])
 def test_there_is_nothing_to_cancel_where_there_is_no_job(db, options):
     assert db.cancel(77, **options) is None

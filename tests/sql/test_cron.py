@@ -552,6 +552,7 @@ def test_random_expressions_fire_as_with_cronsim(db, timezone, count):
     assert different == {difference for difference in DIFFERENCES if difference[1] == timezone}
 
 
+@pytest.mark.scenario(69)
 def test_random_expressions_with_seconds_fire_as_with_cronsim(db):
     rng = random.Random("seconds")
     start = datetime(2015, 1, 1, tzinfo=UTC)

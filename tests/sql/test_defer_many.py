@@ -171,6 +171,7 @@ def test_a_rollback_takes_the_batch_with_it(db, session):
 # Queueing locks
 
 
+@pytest.mark.scenario(27)
 @pytest.mark.parametrize("waiting_before", [True, False])
 def test_a_taken_queueing_lock_refuses_the_whole_batch(db, waiting_before):
     if waiting_before:

@@ -63,6 +63,7 @@ def test_what_a_job_has_not_is_null(db, worker):
     assert job.args == "{}"
 
 
+@pytest.mark.scenario(16)
 def test_a_fetched_job_is_doing(db, worker):
     job_id = db.defer()
     before = db.now()
@@ -81,6 +82,7 @@ def test_every_claim_has_a_token_of_its_own(db, worker):
     assert second.token > first.token
 
 
+@pytest.mark.scenario(17)
 def test_a_job_is_not_due_before_its_time(db, worker):
     later = db.defer(schedule_in="2 hours", priority=9)
     soon = db.defer(schedule_in="1 hour")
@@ -94,6 +96,7 @@ def test_a_job_is_not_due_before_its_time(db, worker):
     assert worker.ids(9) == [later]
 
 
+@pytest.mark.scenario(16)
 def test_a_due_job_takes_its_place_among_the_waiting_ones(db, worker):
     first = db.defer(schedule_in="1 hour")
     second = db.defer()
@@ -102,6 +105,7 @@ def test_a_due_job_takes_its_place_among_the_waiting_ones(db, worker):
     assert worker.ids(9) == [third, first, second]
 
 
+@pytest.mark.scenario(16, 17)
 @pytest.mark.parametrize(
     ("queues", "expected"),
     [
@@ -170,6 +174,7 @@ def test_a_fetch_rolled_back_never_was(db, worker, session):
     assert worker.ids() == [job_id]
 
 
+@pytest.mark.scenario(18, 21)
 def test_two_workers_at_once_get_different_jobs(db, worker, session):
     ids = [db.defer() for _ in range(4)]
     other = session(autocommit=False)

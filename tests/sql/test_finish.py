@@ -9,6 +9,7 @@ def verdicts(rows):
     return [(row.id, row.verdict, row.status) for row in rows]
 
 
+@pytest.mark.scenario(30)
 def test_a_run_that_succeeded_makes_the_job_succeeded(db, worker):
     job_id = db.defer("task", args={"a": 1}, lock="l", queueing_lock="q", headers={"h": 1})
     before = db.now()
@@ -62,6 +63,7 @@ def test_nothing_to_finish_is_no_error(worker):
     assert worker.finish() == []
 
 
+@pytest.mark.scenario(31)
 @pytest.mark.parametrize("kind", ["succeeded", "failed", "aborted"])
 def test_a_run_ends_once(db, worker, kind):
     job_id = db.defer()
@@ -310,6 +312,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.scenario(32)
 @pytest.mark.parametrize(("sqlstate", "message", "bad"), BAD, ids=str)
 @pytest.mark.parametrize("queueing_lock", [None, "q"])
 def test_a_bad_outcome_harms_only_itself(db, worker, outcome, sqlstate, message, bad, queueing_lock):

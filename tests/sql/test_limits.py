@@ -60,6 +60,7 @@ def test_a_job_needs_a_task(db, defer):
         defer(task=None)
 
 
+@pytest.mark.scenario("R11")
 @pytest.mark.parametrize("length", [40, 41, 63, 64, 127, 128])
 def test_a_queue_of_any_length_works_all_the_way(db, length, listener):
     queue = "🦀" * (length // 4) + "x" * (length % 4)

@@ -16,6 +16,7 @@ def run_all(worker, capacity=9):
     return order
 
 
+@pytest.mark.scenario(19)
 def test_a_fetch_takes_one_job_of_a_lock(db, worker):
     ids = [db.defer(lock="l") for _ in range(3)]
     assert worker.ids(9) == ids[:1]
@@ -46,6 +47,7 @@ def test_however_a_job_ends_its_lock_is_free(db, worker, kind, more):
     assert db.status(first) != "doing"
 
 
+@pytest.mark.scenario(23)
 def test_inside_a_lock_priority_comes_first_then_id(db, worker):
     rng = random.Random(5)
     jobs = [(-p, db.defer(lock="l", priority=p)) for p in rng.choices(range(3), k=20)]
@@ -89,6 +91,7 @@ def test_two_that_are_better_than_the_running_one_keep_their_order(db, worker):
     assert run_all(worker) == [better, good, last]
 
 
+@pytest.mark.scenario(20)
 def test_an_abort_request_does_not_free_the_lock(db, worker):
     running, _ = db.defer(lock="l"), db.defer(lock="l")
     worker.take()
@@ -96,6 +99,7 @@ def test_an_abort_request_does_not_free_the_lock(db, worker):
     assert worker.ids() == []
 
 
+@pytest.mark.scenario(21)
 def test_waiting_on_a_lock_does_not_slow_other_jobs(db, worker):
     db.defer(lock="l")
     worker.take()
@@ -137,6 +141,7 @@ def test_names_that_differ_in_anything_are_different_locks(db, worker):
 # Time
 
 
+@pytest.mark.scenario("R10")
 def test_a_job_not_yet_due_for_its_first_run_does_not_hold_back(db, worker):
     later = db.defer(lock="l", schedule_in="1 hour", priority=9)
     now = db.defer(lock="l")
@@ -208,6 +213,7 @@ def test_an_operators_retry_for_later_holds_back_too(db, worker):
 # A head that no fetch serves
 
 
+@pytest.mark.scenario("R10")
 def test_a_head_in_a_queue_that_nobody_serves_blocks_its_lock(db):
     head = db.defer(queue="elsewhere", lock="l")
     blocked = db.defer(queue="here", lock="l")

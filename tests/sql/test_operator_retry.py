@@ -21,6 +21,7 @@ def ended(db, worker, kind, **options):
 KINDS = ["succeeded", "failed", "aborted", "cancelled"]
 
 
+@pytest.mark.scenario("R4")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_that_has_ended_runs_again(db, worker, kind):
     job_id = ended(db, worker, kind, args={"a": 1}, queue="q", priority=3, lock="l")

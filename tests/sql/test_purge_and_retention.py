@@ -25,6 +25,7 @@ def left(db):
     return {row.status for row in db.rows("select status from procrastinate.jobs")}
 
 
+@pytest.mark.scenario(65)
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_given_statuses_are_purged(db, ended, kind):
     assert purge(db, "0", [kind]) == 1
@@ -40,6 +41,7 @@ def test_only_what_ended_long_ago_is_purged(db, ended):
     assert purge(db, "1 hour", KINDS) == 4
 
 
+@pytest.mark.scenario("R16")
 def test_the_age_of_a_job_counts_from_its_end(db, worker):
     job_id = db.defer(schedule_in="10 years")
     db.cancel(job_id)
@@ -52,6 +54,7 @@ def test_the_age_of_a_job_counts_from_its_end(db, worker):
     assert purge(db, "1 hour", ["succeeded"]) == 0, "nor when it was deferred"
 
 
+@pytest.mark.scenario(65)
 def test_what_waits_or_runs_is_never_purged(db, worker):
     db.defer(), db.defer(), db.defer(schedule_in="-1 year"), db.defer(schedule_in="1 year")
     worker.take()
@@ -61,6 +64,7 @@ def test_what_waits_or_runs_is_never_purged(db, worker):
     assert left(db) == {"todo", "doing"}
 
 
+@pytest.mark.scenario(65)
 def test_one_queue_may_be_purged(db, worker):
     for queue in ("a", "b", "a"):
         db.defer(queue=queue)

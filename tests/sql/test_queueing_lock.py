@@ -63,6 +63,7 @@ def test_every_way_of_waiting_counts(db, worker, kind):
         db.defer(queueing_lock="q")
 
 
+@pytest.mark.scenario(28)
 def test_a_lock_is_free_once_its_job_is_over(db, worker):
     db.defer(queueing_lock="q")
     worker.finish(worker.take())
@@ -203,6 +204,7 @@ RAN = ["retried", "stopped by a shutdown", "rescued"]
 NOT_BEGUN = ["released", "unknown", "left behind"]
 
 
+@pytest.mark.scenario("R3")
 @pytest.mark.parametrize("ran_before", [False, True])
 @pytest.mark.parametrize("how", RAN + NOT_BEGUN)
 def test_it_ends_by_itself(db, how, ran_before):

@@ -39,6 +39,7 @@ def test_a_released_retry_keeps_its_attempts_and_its_error(db, worker):
 # Heartbeats
 
 
+@pytest.mark.scenario(61)
 def test_a_worker_that_gives_heartbeats_keeps_its_jobs(db, worker):
     job_id = db.defer()
     job = worker.take()
@@ -61,6 +62,7 @@ def test_a_worker_without_a_heartbeat_loses_its_jobs(db, worker):
     assert db.events(job_id)[-1] == "rescued"
 
 
+@pytest.mark.scenario(61)
 def test_a_dead_worker_is_forgotten_and_told_so(db, worker):
     alive = db.worker("alive")
     die(db, alive)
@@ -70,6 +72,7 @@ def test_a_dead_worker_is_forgotten_and_told_so(db, worker):
         worker.fetch()
 
 
+@pytest.mark.scenario(63)
 def test_only_jobs_of_the_dead_are_rescued(db, worker):
     alive = db.worker("alive")
     lost, kept, waiting = (db.defer() for _ in range(3))
@@ -207,6 +210,7 @@ def test_the_lock_of_a_lost_job_is_free(db, worker, rescues, first):
     assert db.worker().ids(9) == [ids[first]]
 
 
+@pytest.mark.scenario(63)
 def test_jobs_whose_worker_is_not_even_known_are_rescued(db, worker):
     job_id = db.defer()
     worker.take()
@@ -291,6 +295,7 @@ def test_what_a_leaving_worker_still_holds_goes_back_at_no_attempt(db, worker):
     assert [row.verdict for row in worker.finish(*held)] == ["stale", "stale"]
 
 
+@pytest.mark.scenario(61)
 def test_leaving_twice_is_leaving_once(db, worker):
     assert (worker.unregister(), worker.unregister()) == (0, 0)
     assert db.value("unregister_worker_v1", worker_id=77) == 0

@@ -154,6 +154,7 @@ def test_a_job_without_a_policy_is_not_retried(db, worker):
     assert db.status(job_id) == "failed"
 
 
+@pytest.mark.scenario(33)
 def test_a_retry_keeps_all_but_the_time(db, worker):
     job_id = db.defer(args={"a": 1}, queue="q", priority=3, lock="l", queueing_lock="ql", retry={"wait": 60})
     before = db.job(job_id)
@@ -232,6 +233,7 @@ def test_a_decision_overrides_the_policy(db, worker, policy):
     assert db.job(job_id).scheduled_at == verdict.retry_at
 
 
+@pytest.mark.scenario(34)
 def test_a_decision_may_give_a_time_and_move_the_job(db, worker):
     job_id = db.defer(queue="old", priority=1, lock="l")
     decision = {"at": "2040-01-01T00:00:00+01:00", "priority": -4, "queue": "new", "lock": "m"}

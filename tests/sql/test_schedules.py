@@ -262,6 +262,7 @@ def test_a_change_by_a_newer_release_never_fires_a_tick_again(db):
     assert state(db).next_tick == at(6)
 
 
+@pytest.mark.scenario("R5")
 def test_no_tick_fires_twice_when_the_clock_is_put_back(db):
     schedule(db, catch_up="all")
     declare(db, declared("theirs"), stalled_after="1 day")
@@ -316,6 +317,7 @@ def test_unschedule_nothing(db):
 # ---- what a queueing lock, an error or another session makes of a tick
 
 
+@pytest.mark.scenario(69)
 def test_a_tick_is_skipped_while_its_queueing_lock_is_taken(db):
     schedule(db, queueing_lock="x", catch_up="all")
     schedule(db, "other", catch_up="all")
@@ -430,6 +432,7 @@ def test_the_first_worker_fires_the_last_tick_unless_it_is_too_late(db, max_dela
     assert fired(db) == [30]
 
 
+@pytest.mark.scenario(69)
 def test_every_tick_missed_while_a_worker_lived_fires(db):
     declare(db, declared())
     assert fired(db) == [0]
@@ -437,6 +440,7 @@ def test_every_tick_missed_while_a_worker_lived_fires(db):
     assert fired(db) == list(range(1, 21))
 
 
+@pytest.mark.scenario(69)
 def test_only_the_last_tick_missed_without_a_worker_fires(db):
     worker = declare(db, declared())
     assert fired(db) == [0]
@@ -449,6 +453,7 @@ def test_only_the_last_tick_missed_without_a_worker_fires(db):
     assert fired(db) == [21, 22, 23]
 
 
+@pytest.mark.scenario(69)
 def test_a_tick_too_old_after_a_gap_is_passed_over(db):
     declare(db, declared(cron="*/30 * * * *")).unregister()
     pass_time(db, minutes=45)
@@ -688,6 +693,7 @@ def repeated(session, *calls):
             one.result()
 
 
+@pytest.mark.scenario("R5")
 @pytest.mark.parametrize("tick", ["procrastinate.tick_v1()", "procrastinate._fire_schedules(procrastinate.now_())"])
 def test_each_tick_of_an_hour_fires_once_with_eight_who_tick(db, session, tick):
     rng = random.Random(tick)

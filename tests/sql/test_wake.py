@@ -154,6 +154,7 @@ def test_a_job_completed_in_a_transaction_wakes_for_the_next_one(db, session, ru
     assert listener.heard() == [q("n")]
 
 
+@pytest.mark.scenario("R6")
 @pytest.mark.parametrize("kind", ["released", "failed"])
 def test_a_job_that_comes_back_wakes_for_itself(idle, running, listener, kind):
     idle.end(running, kind)

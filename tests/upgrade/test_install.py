@@ -53,6 +53,7 @@ def by_stages(_: Any, dsn: str) -> None:
     migrate(dsn, stage="post")
 
 
+@pytest.mark.scenario(75)
 @pytest.mark.parametrize(
     "install", [by_psql_from_the_script, by_psql_from_get_schema, by_get_schema_in_a_transaction, by_stages]
 )

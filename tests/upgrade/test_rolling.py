@@ -56,6 +56,7 @@ def start(dsn: str, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.mark.scenario(76)
 @pytest.mark.skipif(sys.platform == "win32", reason="there, SIGTERM kills")
 def test_a_worker_lives_until_it_is_replaced(
     dsn: str, conn: psycopg.Connection[Any], release: Any, start: Start

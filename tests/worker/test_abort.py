@@ -19,6 +19,7 @@ BY_POLLING = {"listen_notify": False, "abort_job_polling_interval": 0.1}
 HOW = pytest.mark.parametrize("how", [BY_NOTIFICATION, BY_POLLING], ids=["notified", "polled"])
 
 
+@pytest.mark.scenario(41, "R4")
 @HOW
 async def test_a_coroutine_is_cancelled(
     app: App, working: Any, until: Any, status: Status, how: dict[str, Any]
@@ -41,6 +42,7 @@ async def test_a_coroutine_is_cancelled(
     assert cleaned.is_set()
 
 
+@pytest.mark.scenario(42)
 @HOW
 async def test_a_function_is_told(app: App, working: Any, until: Any, status: Status, how: dict[str, Any]) -> None:
     reasons: list[Any] = []
@@ -61,6 +63,7 @@ async def test_a_function_is_told(app: App, working: Any, until: Any, status: St
     assert reasons == [AbortReason.USER_REQUEST]
 
 
+@pytest.mark.scenario(45)
 async def test_a_coroutine_that_goes_on_has_succeeded(app: App, working: Any, until: Any, status: Status) -> None:
     @app.task
     async def task() -> None:
@@ -103,6 +106,7 @@ async def test_what_is_shielded_goes_on(app: App, working: Any, until: Any, stat
     assert finished.is_set()
 
 
+@pytest.mark.scenario(43)
 async def test_another_error_after_the_request_fails_for_good(
     app: App, working: Any, until: Any, job: Callable[[int], dict[str, Any]]
 ) -> None:
@@ -121,6 +125,7 @@ async def test_another_error_after_the_request_fails_for_good(
     assert job(job_id)["attempts"] == 1
 
 
+@pytest.mark.scenario(44)
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
 async def test_a_task_may_abort_by_itself(app: App, status: Status, kind: str) -> None:
     @app.task(name="coroutine", retry=True)
@@ -136,6 +141,7 @@ async def test_a_task_may_abort_by_itself(app: App, status: Status, kind: str) -
     assert status(job_id) == "aborted"
 
 
+@pytest.mark.scenario(46)
 async def test_a_request_for_a_job_that_has_just_ended_changes_nothing(
     app: App, working: Any, until: Any, status: Status, conn: psycopg.Connection[Any]
 ) -> None:
@@ -179,6 +185,7 @@ async def test_a_job_that_was_fetched_ahead_is_not_begun_any_more(
     assert status(ids[-1]) == "aborted"
 
 
+@pytest.mark.scenario(38, 39, 40)
 async def test_waiting_jobs_are_cancelled_or_deleted(app: App, status: Status) -> None:
     @app.task
     async def task() -> None: ...

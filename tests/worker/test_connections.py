@@ -41,6 +41,7 @@ def kill(conn: psycopg.Connection[Any], until: Any) -> Callable[..., Any]:
     return kill
 
 
+@pytest.mark.scenario(60, "R14")
 @pytest.mark.parametrize("which", [PULSE, LINK, ""], ids=["pulse", "link", "both"])
 async def test_an_idle_worker_comes_back(
     app: App, working: Any, until: Any, status: Status, kill: Any, which: str
@@ -139,6 +140,7 @@ async def test_jobs_whose_fetch_was_never_answered_are_run(
     assert all("rescued" not in events(each) for each in ids)
 
 
+@pytest.mark.scenario("R13")
 @pytest.mark.parametrize("fails", [False, True])
 async def test_outcomes_whose_arrival_was_never_confirmed_count_once(
     app: App, working: Any, until: Any, job: Callable[[int], dict[str, Any]], answers: Answers, fails: bool
@@ -290,6 +292,7 @@ STOPPED = """
 """
 
 
+@pytest.mark.scenario("R7")
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 async def test_what_a_frozen_worker_says_later_does_not_count(
     app: App, working: Any, until: Any, program: Any, job: Callable[[int], dict[str, Any]]
@@ -322,6 +325,7 @@ async def test_what_a_frozen_worker_says_later_does_not_count(
     assert job(job_id)["attempts"] == 2
 
 
+@pytest.mark.scenario(56)
 async def test_a_refusal_for_good_ends_the_worker_with_an_error(
     app: App, conn: psycopg.Connection[Any], until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ async def drain(app: App) -> None:
     await app.run_worker_async(wait=False, install_signal_handlers=False)
 
 
+@pytest.mark.scenario(68)
 async def test_it_fires_on_time_with_its_time(app: App, working: Any, until: Any) -> None:
     seen: list[tuple[int, str]] = []
 

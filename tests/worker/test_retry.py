@@ -22,6 +22,7 @@ def a_job(attempts: int) -> Job:
     return Job(id=1, queue="q", lock=None, queueing_lock=None, task_name="t", attempts=attempts)
 
 
+@pytest.mark.scenario(35)
 @pytest.mark.parametrize(("retry", "runs"), [(False, 1), (0, 1), (1, 2), (3, 4)])
 async def test_a_number_of_retries(app: App, job: Callable[[int], dict[str, Any]], retry: Any, runs: int) -> None:
     @app.task(retry=retry)
@@ -35,6 +36,7 @@ async def test_a_number_of_retries(app: App, job: Callable[[int], dict[str, Any]
     assert (row["error_class"], row["error_message"]) == ("ValueError", "no")
 
 
+@pytest.mark.scenario(35)
 async def test_true_retries_at_once_and_without_end(app: App, job: Callable[[int], dict[str, Any]]) -> None:
     runs = 0
 
@@ -50,6 +52,7 @@ async def test_true_retries_at_once_and_without_end(app: App, job: Callable[[int
     assert (job(job_id)["status"], runs) == ("succeeded", 20)
 
 
+@pytest.mark.scenario(15, 35)
 async def test_only_final_failures_are_logged_as_errors(app: App, caplog: pytest.LogCaptureFixture) -> None:
     @app.task(retry=1)
     async def fail() -> None:
@@ -75,6 +78,7 @@ class Outage(ConnectionError):
     pass
 
 
+@pytest.mark.scenario(6)
 @pytest.mark.parametrize(
     ("raised", "attempts"), [(Outage(), 3), (ConnectionError(), 3), (OSError(), 1), (KeyError(), 3)]
 )
@@ -136,6 +140,7 @@ class Custom(BaseRetryStrategy):
 
 
 class TestStrategiesOfTheUsersOwn:
+    @pytest.mark.scenario(34)
     async def test_decides_when_and_where(self, app: App, job: Callable[[int], dict[str, Any]]) -> None:
         at = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
         strategy = Custom(RetryDecision(retry_at=at, priority=7, queue="other", lock="new"))
@@ -240,6 +245,7 @@ class TestStrategiesOfTheUsersOwn:
         assert job(once)["priority"] in (0, 5)
 
 
+@pytest.mark.scenario(36)
 @pytest.mark.parametrize(
     ("strategy", "attempts", "seconds"),
     [
@@ -256,6 +262,7 @@ def test_the_formula(strategy: RetryStrategy, attempts: int, seconds: float) -> 
     assert decision.as_outcome() == {"in": seconds}
 
 
+@pytest.mark.scenario(36)
 def test_when_a_strategy_gives_up() -> None:
     strategy = RetryStrategy(max_attempts=3, retry_exceptions=[KeyError])
     assert strategy.get_retry_decision(exception=KeyError(), job=a_job(2))
@@ -267,6 +274,7 @@ def test_when_a_strategy_gives_up() -> None:
     assert late.retry_at.year == 9999
 
 
+@pytest.mark.scenario(36)
 def test_a_decision_has_one_time_with_a_zone() -> None:
     now = datetime.datetime.now(datetime.UTC)
     with pytest.raises(ValueError, match="exclude"):

@@ -18,6 +18,7 @@ async def drain(app: App, **options: Any) -> None:
     await app.run_worker_async(wait=False, install_signal_handlers=False, **options)
 
 
+@pytest.mark.scenario(1)
 async def test_tasks_are_called_with_their_arguments_in_the_order_of_deferring(app: App) -> None:
     calls: list[Any] = []
 
@@ -61,6 +62,7 @@ async def test_the_context_tells_about_the_job(app: App) -> None:
     assert second.additional_context == {"shared": True, "mine": 2}
 
 
+@pytest.mark.scenario(13)
 async def test_what_a_function_returns_is_awaited_if_it_can_be(app: App, status: Callable[[int], str]) -> None:
     threads: list[threading.Thread] = []
 
@@ -92,6 +94,7 @@ RAISED = [
 ]
 
 
+@pytest.mark.scenario(15)
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
 async def test_whatever_a_task_raises_fails_its_job_and_no_other(
     app: App, job: Callable[[int], dict[str, Any]], kind: str
@@ -211,6 +214,7 @@ class TestResults:
 
 
 class TestUnknownTasks:
+    @pytest.mark.scenario(14)
     async def test_fails_where_no_worker_knows_it(
         self, app: App, job: Callable[[int], dict[str, Any]], caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -244,6 +248,7 @@ class TestUnknownTasks:
                 await until(lambda: status(job_id) == "succeeded")
 
 
+@pytest.mark.scenario(37)
 @pytest.mark.parametrize(
     ("delete_jobs", "left"), [("never", {"good", "bad"}), ("successful", {"bad"}), ("always", set())]
 )
@@ -284,6 +289,7 @@ async def test_context_variables_of_one_job_are_not_seen_by_another(app: App) ->
     assert seen == ["outer"] * 40
 
 
+@pytest.mark.scenario(12)
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
 @pytest.mark.parametrize("prefetch", [True, False])
 async def test_never_more_tasks_run_than_the_concurrency(app: App, kind: str, prefetch: bool) -> None:
@@ -314,6 +320,7 @@ async def test_never_more_tasks_run_than_the_concurrency(app: App, kind: str, pr
     assert most == 7 if kind == "coroutine" else 1 <= most <= 7
 
 
+@pytest.mark.scenario(10)
 async def test_functions_run_side_by_side(app: App) -> None:
     meeting = threading.Barrier(3, timeout=10)
 
@@ -326,6 +333,7 @@ async def test_functions_run_side_by_side(app: App) -> None:
     assert all(job.status == "succeeded" for job in await app.job_manager.list_jobs_async())
 
 
+@pytest.mark.scenario(12)
 async def test_slots_are_filled_again_while_others_are_taken(app: App, working: Any, until: Any) -> None:
     release = asyncio.Event()
     done: list[int] = []
@@ -345,6 +353,7 @@ async def test_slots_are_filled_again_while_others_are_taken(app: App, working: 
         release.set()
 
 
+@pytest.mark.scenario(8)
 async def test_higher_priority_runs_first(app: App) -> None:
     order: list[str] = []
 
@@ -405,6 +414,7 @@ class TestWithoutWaiting:
         await drain(app)
         assert (status(locked), status(later)) == ("todo", "todo")
 
+    @pytest.mark.scenario(4, "R15")
     async def test_takes_only_its_queues(self, app: App, status: Callable[[int], str]) -> None:
         @app.task
         async def task() -> None: ...
@@ -416,6 +426,7 @@ class TestWithoutWaiting:
         assert [status(each) for each in ids] == ["todo", "succeeded"]
 
 
+@pytest.mark.scenario(62)
 async def test_a_worker_can_run_again(app: App, conn: psycopg.Connection[Any]) -> None:
     calls: list[int | None] = []
 

@@ -33,6 +33,7 @@ def starting(app: App) -> Callable[..., Any]:
     return starting
 
 
+@pytest.mark.scenario(49)
 async def test_running_jobs_end_first_and_no_other_begins(app: App, starting: Any, until: Any, status: Status) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
@@ -63,6 +64,7 @@ async def test_an_idle_worker_stops_at_once(starting: Any, until: Any, conn: psy
     assert conn.execute(count).fetchone() == (0,)
 
 
+@pytest.mark.scenario(54)
 async def test_a_stop_before_the_start_is_not_lost(app: App, status: Status) -> None:
     @app.task
     async def task() -> None: ...
@@ -74,6 +76,7 @@ async def test_a_stop_before_the_start_is_not_lost(app: App, status: Status) -> 
     assert status(job_id) == "todo"
 
 
+@pytest.mark.scenario(57)
 async def test_a_task_may_stop_its_worker(app: App, status: Status) -> None:
     @app.task
     def task() -> None:
@@ -86,6 +89,7 @@ async def test_a_task_may_stop_its_worker(app: App, status: Status) -> None:
     assert [status(each) for each in ids] == ["succeeded"] + ["todo"] * 299
 
 
+@pytest.mark.scenario(48)
 async def test_cancelling_is_a_graceful_stop(app: App, starting: Any, until: Any, status: Status) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
@@ -124,6 +128,7 @@ async def test_cancelling_again_asks_the_tasks_to_stop(app: App, starting: Any, 
     assert status(job_id) == "aborted"
 
 
+@pytest.mark.scenario(50, 51, 52)
 @pytest.mark.parametrize(("retry", "expected"), [(False, "aborted"), (1, "todo")])
 async def test_after_the_graceful_timeout_tasks_are_asked_to_stop(
     app: App, starting: Any, until: Any, status: Status, retry: Any, expected: str
@@ -162,6 +167,7 @@ async def test_after_the_graceful_timeout_tasks_are_asked_to_stop(
     assert reasons == [AbortReason.SHUTDOWN]
 
 
+@pytest.mark.scenario("R9")
 async def test_requests_to_abort_are_heeded_while_it_stops(app: App, starting: Any, until: Any, status: Status) -> None:
     begun = asyncio.Event()
 
@@ -179,6 +185,7 @@ async def test_requests_to_abort_are_heeded_while_it_stops(app: App, starting: A
     assert status(job_id) == "aborted"
 
 
+@pytest.mark.scenario("R9")
 async def test_heartbeats_go_on_while_it_stops(
     app: App, starting: Any, until: Any, status: Status, conn: psycopg.Connection[Any]
 ) -> None:

@@ -31,6 +31,7 @@ def idle(conn: psycopg.Connection[Any], until: Any) -> Callable[[], Any]:
     return idle
 
 
+@pytest.mark.scenario(59)
 async def test_a_notification_wakes_it(app: App, working: Any, until: Any, idle: Any, status: Status) -> None:
     @app.task(queue="Größe " * 15)
     async def task() -> None: ...
@@ -43,6 +44,7 @@ async def test_a_notification_wakes_it(app: App, working: Any, until: Any, idle:
         assert time.monotonic() - began < 5  # of 30
 
 
+@pytest.mark.scenario(58)
 async def test_without_notifications_it_polls(app: App, working: Any, until: Any, idle: Any, status: Status) -> None:
     @app.task
     async def task() -> None: ...
@@ -53,6 +55,7 @@ async def test_without_notifications_it_polls(app: App, working: Any, until: Any
         await until(lambda: status(job_id) == "succeeded")
 
 
+@pytest.mark.scenario("R6")
 @pytest.mark.parametrize("asleep", [True, False])
 async def test_a_job_that_becomes_due_starts_then(
     app: App, working: Any, until: Any, idle: Any, job: Callable[[int], dict[str, Any]], asleep: bool
@@ -69,6 +72,7 @@ async def test_a_job_that_becomes_due_starts_then(
         assert 0 <= (row["started_at"] - row["scheduled_at"]).total_seconds() < 1
 
 
+@pytest.mark.scenario("R6")
 async def test_a_lock_that_another_worker_gives_back_wakes_it(
     app: App, working: Any, until: Any, idle: Any, status: Status, conn: psycopg.Connection[Any]
 ) -> None:

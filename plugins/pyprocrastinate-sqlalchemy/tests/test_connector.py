@@ -76,6 +76,7 @@ def async_sessions(engine: AsyncEngine) -> list[Any]:
     return [engine.connect(), AsyncSession(engine), async_sessionmaker(engine)()]
 
 
+@pytest.mark.scenario(71)
 @pytest.mark.parametrize("kind", range(3), ids=["Connection", "Session", "scoped_session"])
 def test_a_job_is_there_with_the_commit(app: App, engine: Engine, jobs: Jobs, kind: int) -> None:
     connection = sessions(engine)[kind]
@@ -91,6 +92,7 @@ def test_a_job_is_there_with_the_commit(app: App, engine: Engine, jobs: Jobs, ki
     assert len(jobs()) == 3
 
 
+@pytest.mark.scenario(71)
 @pytest.mark.parametrize("kind", range(3), ids=["AsyncConnection", "AsyncSession", "async_sessionmaker"])
 async def test_a_job_is_there_with_the_commit_async(
     async_app: App, async_engine: AsyncEngine, jobs: Jobs, kind: int

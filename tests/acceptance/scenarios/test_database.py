@@ -1,0 +1,157 @@
+"""What the database knows of jobs and workers, and what a worker asks of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pyprocrastinate import App, JobContext, PsycopgConnector
+from pyprocrastinate.jobs import Status
+
+
+@pytest.mark.scenario(62)
+async def test_a_running_job_knows_its_worker(
+    app: App, job: Callable[[int], dict[str, Any]], conn: psycopg.Connection[Any]
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    @app.task(pass_context=True)
+    async def task(context: JobContext) -> None:
+        ((registered,),) = conn.execute("select id from procrastinate.workers where live").fetchall()
+        seen.append((context.job.worker_id, job(job_id)["worker_id"], registered))
+
+    job_id = await task.defer_async()
+    worker = app.make_worker(wait=False, install_signal_handlers=False)
+    await worker.run()
+    ((of_context, of_row, registered),) = seen
+    assert of_context == of_row == registered
+    assert conn.execute("select from procrastinate.workers").rowcount == 0
+
+
+@pytest.mark.scenario(67)
+def test_python_names_every_status_of_the_schema(conn: psycopg.Connection[Any]) -> None:
+    source = conn.execute("select pg_get_viewdef('procrastinate.jobs'::regclass)").fetchone()
+    assert source
+    waiting_or_running = {name for name in ("todo", "doing") if f"'{name}'::text" in source[0]}
+    ended = {"succeeded", "failed", "aborted", "cancelled"}
+    conn.execute("select procrastinate.purge('1 day', %s)", [list(ended)])
+    for name in {each.value for each in Status} - ended:
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            conn.execute("select procrastinate.purge('1 day', array[%s])", [name])
+    assert waiting_or_running | ended == {each.value for each in Status}
+
+
+@pytest.mark.scenario("R12")
+def test_work_never_reads_the_finished_jobs(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        'select procrastinate.defer_many((select jsonb_agg(\'{"task": "t"}\'::jsonb) from generate_series(1, 1000)))'
+    )
+    ((first,),) = conn.execute("select procrastinate.register_worker_v1('first')").fetchall()
+    claims = conn.execute("select id, token from procrastinate.fetch_v1(%s, 1000)", [first]).fetchall()
+    conn.execute("select procrastinate.finish_v1(%s, %s, %s)", [first, *map(list, zip(*claims, strict=True))])
+    reads = "select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_xact_user_tables where relname = 'done'"
+    with conn.transaction():
+        conn.execute("select procrastinate.defer('t', lock => 'l')")
+        ((second,),) = conn.execute("select procrastinate.register_worker_v1('second')").fetchall()
+        ((job_id, token),) = conn.execute("select id, token from procrastinate.fetch_v1(%s)", [second]).fetchall()
+        conn.execute("select procrastinate.heartbeat_v1(%s)", [second])
+        conn.execute(
+            "select procrastinate.work_v1(%s, array[%s]::bigint[], array[%s]::bigint[], '[]', true, 1, 0, null)",
+            [second, job_id, token],
+        )
+        conn.execute("select procrastinate.idle_v1(%s)", [second])
+        conn.execute("select procrastinate.unregister_worker_v1(%s)", [second])
+        assert conn.execute(reads).fetchone() == (0,)
+    assert conn.execute("select status from procrastinate.jobs where id = %s", [job_id]).fetchone() == ("succeeded",)
+    purged = conn.execute("select procrastinate.purge('0', '{succeeded}', max_rows => 10)").fetchone()
+    assert purged == (10,)
+
+
+@pytest.fixture
+def pooled(dsn: str, folder: Path) -> Iterator[str]:
+    """Return the DSN of a PgBouncer in transaction mode, with two connections to the test's database."""
+    address = conninfo_to_dict(dsn)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    target = make_conninfo("", **{key: value for key, value in address.items() if value})
+    (folder / "users").write_text('"{}" "{}"\n'.format(address["user"], address.get("password", "")))
+    (folder / "pgbouncer.ini").write_text(
+        f"""
+        [databases]
+        pooled = {target}
+        [pgbouncer]
+        listen_addr = 127.0.0.1
+        listen_port = {port}
+        unix_socket_dir =
+        auth_type = any
+        pool_mode = transaction
+        default_pool_size = 2
+        """
+    )
+    argv = [str(shutil.which("pgbouncer")), str(folder / "pgbouncer.ini")]
+    # It refuses to run as root; and only the server's own account may be allowed to reach its socket.
+    socket_folder = Path(str(address["host"]))
+    user = socket_folder.stat().st_uid if os.getuid() == 0 and socket_folder.is_dir() else None
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, user=user)
+    try:
+        dsn = make_conninfo(host="127.0.0.1", port=port, dbname="pooled", user="anybody")
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                psycopg.connect(dsn).close()
+                break
+            except psycopg.OperationalError:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield dsn
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.scenario("R18")
+@pytest.mark.needs_tool("pgbouncer")
+async def test_everything_works_through_a_pooler_in_transaction_mode(pooled: str, until: Any, working: Any) -> None:
+    app = App(connector=PsycopgConnector(conninfo=pooled, kwargs={"prepare_threshold": None}))
+    began: list[int] = []
+
+    @app.task(retry=1, pass_context=True)
+    async def task(context: JobContext, n: int) -> None:
+        began.append(n)
+        if n == 1 and context.job.attempts == 0:
+            raise ValueError
+        if n == 2:
+            await until(context.should_abort)
+
+    async with app.open_async():
+        ids = await task.configure(lock="l", priority=2).batch_defer_async({"n": 0}, {"n": 1})
+        ids.append(await task.defer_async(n=2))
+        manager = app.job_manager
+        async with working(
+            app, concurrency=2, listen_notify=False, fetch_job_polling_interval=0.1, abort_job_polling_interval=0.1
+        ):
+            await until(lambda: 2 in began)
+            assert await manager.cancel_job_by_id_async(ids[2], abort=True)
+
+            async def ended() -> bool:
+                return not [each for each in await manager.list_jobs_async() if each.status in ("todo", "doing")]
+
+            await until(ended)
+            assert [str(each.status) for each in await manager.list_jobs_async()] == [
+                "succeeded",
+                "succeeded",
+                "aborted",
+            ]
+    assert sorted(began) == [0, 1, 1, 2]
