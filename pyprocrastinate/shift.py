@@ -69,6 +69,8 @@ class Shift:
         self._failure: psycopg.Error | None = None
         self._alive_at = 0.0
         self._scan: Sequence[int] | None = None
+        # Whether a job of the last fetch had a lock of either kind.
+        self._locked = False
         # Whether a fetch may find something; if not, when to look, and how often that was in vain.
         self._hungry = True
         self._look_at = 0.0
@@ -210,7 +212,8 @@ class Shift:
     def _ahead(self) -> int:
         """Return how many jobs to fetch beyond free slots."""
         duration = self._execution.duration
-        if not self.worker.prefetch or duration is None or duration >= self._link.round_trip:
+        # Where jobs have locks, a fetch ahead would hold many that it may not take.
+        if not self.worker.prefetch or self._locked or duration is None or duration >= self._link.round_trip:
             return 0
         by_the_clock = _AHEAD_SECONDS * self.worker.concurrency / max(duration, 1e-6)
         return max(0, int(min(_AHEAD_JOBS, by_the_clock)) - len(self._execution.waiting))
@@ -218,6 +221,7 @@ class Shift:
     def _accept(self, worker_id: int, claims: Iterable[operations.Row]) -> None:
         now, tasks = monotonic(), self.worker.app.tasks
         runs = [Run(claim, tasks.get(claim[2]), worker_id, now) for claim in claims]
+        self._locked = any(claim[8] is not None or claim[9] is not None for claim in claims)
         if self._stopping or worker_id != self.worker_id:
             for run in runs:
                 self._ended(run)
