@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "from-procrastinate.md"
 # to come with what they need
 AWAITED: set[int | str] = {29, 64, 70, 74, 77, 78}
 SCENARIOS: set[int | str] = {*range(1, 79), *(f"R{n}" for n in range(1, 19))}
@@ -33,6 +35,36 @@ def by_test() -> dict[str, list[int | str]]:
 
 def test_every_scenario_has_a_test() -> None:
     assert {number for numbers in by_test().values() for number in numbers} == SCENARIOS - AWAITED
+
+
+def rows() -> list[list[str]]:
+    """Return the cells of each row of the tables of the page, without heads and rules."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "shown by" not in line]
+
+
+def test_every_row_of_the_page_names_tests_that_there_are() -> None:
+    known = by_test()
+    for row in rows():
+        named = re.findall(r"`([^`]+)`", row[-1])
+        assert [name for name in named if name not in known] == [], row
+        assert named or row[-2].startswith("left out"), row
+
+
+def test_every_scenario_has_a_row_that_names_tests_marked_with_it() -> None:
+    marked = by_test()
+    found: set[int | str] = set()
+    for number, *_, shown in rows():
+        if re.fullmatch(r"R?\d+", number):
+            scenario = int(number) if number.isdigit() else number
+            assert all(scenario in marked[name] for name in re.findall(r"`([^`]+)`", shown)), number
+            found.add(scenario)
+    assert found == SCENARIOS - AWAITED
+
+
+def test_every_row_says_what_became_of_it() -> None:
+    for row in rows():
+        assert re.match("same|mended: |left out: ", row[-2]) or re.fullmatch(r"R\d+", row[0]), row
 
 
 def test_marks_are_found() -> None:
