@@ -1,0 +1,108 @@
+"""
+The app of a Django project.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from asgiref.sync import sync_to_async
+from django.apps import apps
+from django.db import close_old_connections, reset_queries
+from django.utils.module_loading import import_string, module_has_submodule
+
+from pyprocrastinate.app import App, PeriodicDefaults
+from pyprocrastinate.connector import BaseConnector
+from pyprocrastinate.types import WorkerOptions
+from pyprocrastinate.worker import Worker
+from pyprocrastinate_django import conf
+from pyprocrastinate_django.connector import DjangoConnector
+from pyprocrastinate_django.exceptions import DjangoNotReady
+
+
+class DjangoApp(App):
+    """
+    An app that Django's settings configure.
+
+    Tasks can be declared from the start. Everything else raises DjangoNotReady until Django is ready.
+    Around each job that a worker runs, connections to databases are looked after as Django does around a request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(connector=None)  # type: ignore[arg-type]
+
+    @property
+    def connector(self) -> BaseConnector:
+        if self._connector is None:
+            raise DjangoNotReady
+        return self._connector
+
+    @connector.setter
+    def connector(self, connector: BaseConnector | None) -> None:
+        self._connector = connector
+
+    def get_ready(self) -> None:
+        """Take over the settings; Django calls this once."""
+        self.connector = DjangoConnector(conf.database_alias())
+        self.import_paths = [*_autodiscovered(), *conf.setting("PROCRASTINATE_IMPORT_PATHS")]
+        self.worker_defaults = conf.setting("PROCRASTINATE_WORKER_DEFAULTS") or WorkerOptions()
+        self.periodic_defaults = conf.setting("PROCRASTINATE_PERIODIC_DEFAULTS") or PeriodicDefaults()
+        if path := conf.setting("PROCRASTINATE_ON_APP_READY"):
+            import_string(path)(self)
+
+    def perform_import_paths(self) -> None:
+        if self._connector is None:
+            raise DjangoNotReady
+        super().perform_import_paths()
+
+    def make_worker(self, **options: Unpack[WorkerOptions]) -> Worker:
+        """Do as `App.make_worker`."""
+        worker = super().make_worker(**options)
+        for task in self.tasks.values():
+            task.func = _tending_connections(task.func)
+        return worker
+
+
+def _autodiscovered() -> list[str]:
+    name = conf.setting("PROCRASTINATE_AUTODISCOVER_MODULE_NAME")
+    if not name:
+        return []
+    return [f"{config.name}.{name}" for config in apps.get_app_configs() if module_has_submodule(config.module, name)]
+
+
+def _before() -> None:
+    reset_queries()
+    close_old_connections()
+
+
+def _tending_connections(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with care for the connections of the thread in which it makes its queries."""
+    if hasattr(func, "tends_connections"):
+        return func
+    if inspect.iscoroutinefunction(func):
+
+        @functools.wraps(func)
+        async def tending(*args: Any, **kwargs: Any) -> Any:
+            await sync_to_async(_before)()
+            try:
+                return await func(*args, **kwargs)
+            finally:
+                await sync_to_async(close_old_connections)()
+    else:
+
+        @functools.wraps(func)
+        def tending(*args: Any, **kwargs: Any) -> Any:
+            _before()
+            try:
+                return func(*args, **kwargs)
+            finally:
+                close_old_connections()
+
+    tending.tends_connections = True  # type: ignore[attr-defined]
+    return tending
+
+
+app = DjangoApp()

@@ -1,0 +1,3 @@
+"""Hands over to the distribution `pyprocrastinate-django`."""
+
+from pyprocrastinate_django.apps import *  # noqa: F403

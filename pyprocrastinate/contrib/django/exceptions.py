@@ -1,0 +1,3 @@
+"""Hands over to the distribution `pyprocrastinate-django`."""
+
+from pyprocrastinate_django.exceptions import *  # noqa: F403
