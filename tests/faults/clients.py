@@ -53,9 +53,9 @@ class Client:
         elif chance < 0.85:
             job["task"] = "flaky"
             job["args"]["fails"] = rnd.choice([1, 2, 9])
-        elif chance < 0.9:
-            job |= {"task": "work", "lock": f"lock {rnd.randrange(20)}"}
-            job["args"]["seconds"] = round(rnd.uniform(0.0, 0.05), 3)
+        elif chance < 0.92:
+            job |= {"task": "work", "lock": f"lock {rnd.randrange(8)}"}
+            job["args"]["seconds"] = round(rnd.uniform(0.0, 0.2), 3)
         elif chance < 0.95:
             job |= {"task": "quick", "queueing_lock": f"unique {rnd.randrange(20)}"}
         elif chance < 0.97:

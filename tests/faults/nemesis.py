@@ -196,7 +196,7 @@ class HaltBackend(OfWorker):
 
 
 class Ghost(Fault):
-    """A worker of another make fetches, falls silent until its jobs are others', and then reports every outcome."""
+    """A worker of another make claims jobs, falls silent, and reports each just as somebody else has got it."""
 
     name = "F5 zombie"
     lane = "aside"
@@ -204,34 +204,39 @@ class Ghost(Fault):
     def __init__(self, rnd: random.Random) -> None:
         super().__init__(rnd)
         self.touches = ["ghost"]
+        self.number = rnd.randrange(10**9)
         self.outcomes = [rnd.choice(["succeeded", "failed", "released", "complete"]) for _ in range(10)]
 
     def inject(self, stage: Stage) -> None:
+        jobs = [
+            {
+                "task": "work",
+                "queue": QUEUES[0],
+                "priority": 9,
+                "args": {"key": f"ghost {self.number} {n}", "seconds": 1},
+            }
+            for n in range(len(self.outcomes))
+        ]
+        stage.history.write("invoke", jobs=jobs)
+        register = "select procrastinate.register_worker_v1('ghost', %s, stalled_after => '1 second')"
         with stage.admin() as conn:
-            worker = _value(
-                conn, "select procrastinate.register_worker_v1('ghost', %s, stalled_after => '1 second')", QUEUES
-            )
+            worker = _value(conn, register, QUEUES[:1])
             stage.history.write("registered", by="ghost", worker=worker)
-            rows: list[Any] = []
-            for _ in range(20):
-                query = "select id, token from procrastinate.fetch_v1(%s, %s)"
-                rows += conn.execute(query, [worker, 10 - len(rows)]).fetchall()
-                if len(rows) == 10:
-                    break
-                stage.pause(0.02)
-        began = time.monotonic()
-        while True:
+            # In one transaction, so that nobody else gets them first.
+            with conn.transaction():
+                conn.execute("select procrastinate.defer_many(%s)", [json.dumps(jobs)])
+                fetch = "select id, token from procrastinate.fetch_v1(%s, %s) order by id"
+                rows = conn.execute(fetch, [worker, len(jobs)]).fetchall()
+        waiting = dict(zip(rows, self.outcomes, strict=False))
+        deadline = time.monotonic() + 30
+        while waiting and time.monotonic() < deadline:
+            stage.pause(0.02)
             with stage.admin() as conn:
-                held = "select count(*) from procrastinate.job where worker_id = %s and state = 'x'"
-                if not _value(conn, held, worker):
-                    break
-            if time.monotonic() > began + 30:
-                raise SoakError("the jobs of a silent worker are not taken from it")
-            stage.pause(0.2)
-        with stage.admin() as conn:
-            for (job, token), outcome in zip(rows, self.outcomes, strict=False):
-                verdict = _report(conn, worker, job, token, outcome)
-                stage.history.write("zombie", by="ghost", job=job, token=token, outcome=outcome, verdict=verdict)
+                held = set(conn.execute("select * from procrastinate.held_v1(%s)", [worker]).fetchall())
+                for job, token in waiting.keys() - held:
+                    outcome = waiting.pop((job, token))
+                    verdict = _report(conn, worker, job, token, outcome)
+                    stage.history.write("zombie", by="ghost", job=job, token=token, outcome=outcome, verdict=verdict)
 
 
 class Network(OfWorker):
@@ -306,8 +311,14 @@ class DiskFull(OfServer):
         ballast = stage.disk / "ballast"
         try:
             with ballast.open("wb") as file:
-                free = shutil.disk_usage(stage.disk).free
-                os.posix_fallocate(file.fileno(), 0, max(1, free - 8192))
+                filled, size = 0, shutil.disk_usage(stage.disk).free
+                while size >= 4096:
+                    try:
+                        os.posix_fallocate(file.fileno(), filled, size)
+                        filled += size
+                    except OSError:
+                        # The database was faster.
+                        size //= 2
             stage.pause(self.seconds)
         finally:
             ballast.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 import time
@@ -15,12 +16,14 @@ import psycopg
 from tests.faults.checker import Report, check
 from tests.faults.nemesis import FAULTS, DiskFull, Fault, Nemesis, plan
 from tests.faults.record import Record, collect
-from tests.faults.stage import Stage
+from tests.faults.stage import Flaw, Stage
 from tests.faults.tasks import WAKE
 
 _DRAIN = 60.0
-_PROBES = 10
-_HAS_ENDED = "select finished_at is not null from procrastinate.jobs where id = %s"
+_PROBES = 4
+# Longer than an idle worker looks again without being told.
+_BETWEEN_PROBES = 1.2
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Soak:
     rate: float = 200.0
     kinds: tuple[type[Fault], ...] = tuple(fault for fault in FAULTS if not fault.long)
     # Changes of the schema, for the tests of the checker.
-    flaws: tuple[str, ...] = ()
+    flaws: tuple[Flaw, ...] = ()
     # Where to keep the histories.
     keep: Path | None = None
     quiet: bool = True
@@ -49,6 +52,7 @@ def record(soak: Soak) -> Record:
     with Stage(small_disk=DiskFull in soak.kinds, flaws=soak.flaws) as stage:
         kinds = [kind for kind in soak.kinds if kind.possible(stage)]
         facts["impossible"] = [kind.name for kind in soak.kinds if kind not in kinds]
+        _say(soak, "the server is there")
         stage.start_workers()
         _await_workers(stage)
         stage.start_clients(soak.seed, soak.seconds, soak.rate)
@@ -61,7 +65,9 @@ def record(soak: Soak) -> Record:
             facts["drained"] = _drain(conn, stage)
             if facts["drained"] <= _DRAIN:
                 _await_workers(stage)
+                _say(soak, "looking at what holds in peace")
                 _calm(conn, stage)
+                _say(soak, "stopping")
             facts["processes"] = _processes(stage)
             facts["late to stop"] = stage.stop_workers(20)
             facts |= _leftovers(conn, stage)
@@ -73,7 +79,7 @@ def record(soak: Soak) -> Record:
 
 def _say(soak: Soak, sentence: str) -> None:
     if not soak.quiet:
-        print(sentence, file=sys.stderr, flush=True)
+        print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)
 
 
 def _await_workers(stage: Stage) -> None:
@@ -99,55 +105,44 @@ def _drain(conn: psycopg.Connection[Any], stage: Stage) -> float:
 
 
 def _calm(conn: psycopg.Connection[Any], stage: Stage) -> None:
-    """Look at what can be promised to the second only in peace: that workers wake up, and heed an abort."""
+    """Look at what can be promised to the second only in peace: waking up, heeding an abort, rescuing."""
     for n in range(_PROBES):
+        stage.pause(_BETWEEN_PROBES)
         key = f"probe {n}"
-        args = {"key": key}
-        stage.history.write("invoke", jobs=[{"args": args}])
-        defer = "select procrastinate.defer('quick', jsonb_build_object('key', %s::text), %s)"
-        job = _value(conn, defer, key, WAKE)
+        job = _defer(conn, stage, key, "quick", WAKE)
         stage.history.write("probe", key=key, job=job)
-        _until(conn, stage, "select status <> 'todo' from procrastinate.jobs where id = %s", job)
-    jobs = []
-    for n, task in enumerate(["work", "patient"] * 2):
-        key = f"endless {n}"
-        stage.history.write("invoke", jobs=[{"args": {"key": key}}])
-        defer = "select procrastinate.defer(%s, jsonb_build_object('key', %s::text, 'seconds', 60), 'a')"
-        jobs.append(_value(conn, defer, task, key))
-    for job in jobs:
-        _until(conn, stage, "select status = 'doing' from procrastinate.jobs where id = %s", job)
+        _until(conn, stage, "status <> 'todo'", [job])
+    jobs = [
+        _defer(conn, stage, f"endless {n}", task, "a", seconds=60) for n, task in enumerate(["work", "patient"] * 2)
+    ]
+    _until(conn, stage, "status = 'doing'", jobs)
     for job in jobs:
         answer = _value(conn, "select procrastinate.cancel(%s, abort => true)", job)
         stage.history.write("cancelled", job=job, answer=answer, calm=True)
-    for job in jobs:
-        _until(conn, stage, _HAS_ENDED, job)
-    _kill_one(conn, stage)
-
-
-def _kill_one(conn: psycopg.Connection[Any], stage: Stage) -> None:
-    """Kill a worker in the middle of its jobs, and wait until they have been done after all."""
-    jobs = []
-    for n in range(8):
-        key = f"exposed {n}"
-        stage.history.write("invoke", jobs=[{"args": {"key": key}}])
-        defer = "select procrastinate.defer('work', jsonb_build_object('key', %s::text, 'seconds', 1), 'b')"
-        jobs.append(_value(conn, defer, key))
-    for job in jobs:
-        _until(conn, stage, "select status <> 'todo' from procrastinate.jobs where id = %s", job)
+    _until(conn, stage, "finished_at is not null", jobs)
+    jobs = [_defer(conn, stage, f"exposed {n}", "work", "b", seconds=1) for n in range(8)]
+    _until(conn, stage, "status <> 'todo'", jobs)
     row = conn.execute("select name from procrastinate.workers order by running desc limit 1").fetchone()
     assert row is not None
     with stage.holding(row[0]) as process:
         process.kill()
         process.wait()
         stage.history.write("killed", name=row[0], pid=process.pid)
-        for job in jobs:
-            _until(conn, stage, _HAS_ENDED, job)
+        _until(conn, stage, "finished_at is not null", jobs)
     _await_workers(stage)
 
 
-def _until(conn: psycopg.Connection[Any], stage: Stage, query: str, job: int, patience: float = 15.0) -> None:
-    deadline = time.monotonic() + patience
-    while not _value(conn, query, job) and time.monotonic() < deadline:
+def _defer(conn: psycopg.Connection[Any], stage: Stage, key: str, task: str, queue: str, **args: Any) -> int:
+    args["key"] = key
+    stage.history.write("invoke", jobs=[{"args": args}])
+    return int(_value(conn, "select procrastinate.defer(%s, %s, %s)", task, json.dumps(args), queue))
+
+
+def _until(conn: psycopg.Connection[Any], stage: Stage, condition: str, jobs: list[int]) -> None:
+    """Wait until a condition holds for all of these jobs, or for longer than any promise allows."""
+    query = f"select coalesce(bool_and({condition}), true) from procrastinate.jobs where id = any (%s)"
+    deadline = time.monotonic() + _PATIENCE
+    while not _value(conn, query, jobs) and time.monotonic() < deadline:
         stage.pause(0.02)
 
 

@@ -26,6 +26,7 @@ from pyprocrastinate.migrate import migrate
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE
+from tests.faults_support.gates import rewrite
 
 ROOT = Path(__file__).parents[2]
 MAX_CONNECTIONS = 60
@@ -66,6 +67,10 @@ end $$;
 """
 
 
+# A function of the schema, a piece of it, and what takes its place.
+Flaw = tuple[str, str, str]
+
+
 class SoakError(Exception):
     """The soak itself could not go on; it says nothing about the queue."""
 
@@ -87,7 +92,7 @@ class Stage(contextlib.ExitStack):
     `flaws` change the schema once it is installed, to see whether the checker notices.
     """
 
-    def __init__(self, *, small_disk: bool = False, flaws: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, small_disk: bool = False, flaws: tuple[Flaw, ...] = ()) -> None:
         super().__init__()
         self.slots: dict[str, Slot] = {}
         self.clients: list[subprocess.Popen[bytes]] = []
@@ -141,7 +146,7 @@ class Stage(contextlib.ExitStack):
             with contextlib.suppress(psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported):
                 conn.execute("create extension amcheck")
             for flaw in self._flaws:
-                conn.execute(flaw.encode())
+                rewrite(conn, *flaw)
             # Only a job that kills whoever runs it is to run out of rescues.
             conn.execute("select procrastinate.set_setting('max_rescues', '1000')")
             conn.execute(SCHEDULE)
@@ -250,7 +255,9 @@ class Stage(contextlib.ExitStack):
         return late
 
     def _spawn_worker(self, name: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        return self._spawn("worker", {"name": name, "worker": WORKERS[name]}, env or {})
+        # An old PgBouncer has no memory for prepared statements.
+        connection = {"prepare_threshold": None} if name in self.proxy.routes else {}
+        return self._spawn("worker", {"name": name, "worker": WORKERS[name], "connection": connection}, env or {})
 
     def _spawn(self, module: str, options: dict[str, Any], env: dict[str, str]) -> subprocess.Popen[bytes]:
         name = options["name"]
@@ -272,6 +279,7 @@ class Stage(contextlib.ExitStack):
                 if slot.held or slot.process.poll() is None:
                     continue
                 self.history.write("exit", name=slot.name, pid=slot.process.pid, code=slot.process.returncode)
+                _end(slot.process)
                 slot.process = self._spawn_worker(slot.name, slot.env)
 
     def _end_processes(self) -> None:
@@ -279,14 +287,18 @@ class Stage(contextlib.ExitStack):
         if self._keeper.is_alive():
             self._keeper.join()
         for process in [*(slot.process for slot in self.slots.values()), *self.clients]:
-            process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
+            _end(process)
 
     def log(self) -> str:
         """Return what the server wrote to its log."""
         return Path(self.server.folder, "server.log").read_text(errors="replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
 
 
 class Bouncer:

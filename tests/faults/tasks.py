@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 
@@ -18,7 +19,7 @@ from tests.faults.history import History
 # In seconds; a worker is dead after LEASE without a heartbeat.
 LEASE = 3.0
 HEARTBEAT = 0.5
-POLL = 5.0
+POLL = 20.0
 SHORT_POLL = 1.0
 GRACE = 2.0
 QUEUES = ["a", "b"]
@@ -36,9 +37,9 @@ select procrastinate.schedule('in sql', 'tick', '{EVERY}', args => '{{"schedule"
 """
 
 
-def make_app(dsn: str, history: History, conninfo: str) -> App:
-    """Return the app; `conninfo` is for what tasks write in transactions of their own."""
-    app = App(connector=PsycopgConnector(conninfo=dsn))
+def make_app(dsn: str, history: History, connection: dict[str, Any]) -> App:
+    """Return the app; `connection` is what psycopg is to be told of each connection."""
+    app = App(connector=PsycopgConnector(conninfo=dsn, kwargs=connection))
 
     @contextmanager
     def observed(context: JobContext, key: str) -> Iterator[None]:
@@ -85,7 +86,7 @@ def make_app(dsn: str, history: History, conninfo: str) -> App:
     @app.task(name="complete", pass_context=True)
     def complete(context: JobContext, key: str) -> None:
         """Write an effect and end the job in one transaction."""
-        with observed(context, key), psycopg.connect(conninfo) as conn:
+        with observed(context, key), psycopg.connect(dsn, **connection) as conn:
             conn.execute("insert into audit.effect values (%s, %s, %s)", [key, context.job.id, context.token])
             history.write("completing", job=context.job.id, token=context.token)
             context.complete(conn)
