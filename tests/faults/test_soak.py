@@ -20,17 +20,20 @@ from tests.faults.proxy import Proxy
 from tests.faults.soak import Soak, run
 from tests.faults.stage import ROOT
 
+SECONDS = 15
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets")
 
 
 @pytest.mark.parametrize("seed", [7, random.randrange(10**6)], ids=["fixed", "random"])
 def test_a_short_soak(seed: int) -> None:
-    report = run(Soak(seed=seed, seconds=20))
-    repeat = f"python -m tests.faults --minutes {20 / 60:.3f} --seed {seed}"
-    print(f"\n{repeat}\n{summary(report)}")
+    repeat = f"python -m tests.faults --minutes {SECONDS / 60:g} --seed {seed}"
+    print(f"\n{repeat}")
+    report = run(Soak(seed=seed, seconds=SECONDS))
+    print(summary(report))
     assert report.wrong == [], f"to have the same faults again: {repeat}"
-    assert report.jobs > 500
-    assert report.faults.total() >= 5
+    assert report.jobs > 300
+    assert report.faults.total() >= 4
     assert report.rescues
 
 
