@@ -12,9 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-import psycopg
-
-from pyprocrastinate import exceptions, operations
+from pyprocrastinate import exceptions
 from pyprocrastinate.blueprints import Blueprint
 from pyprocrastinate.deferring import JobDeferrer
 from pyprocrastinate.manager import JobManager
@@ -109,19 +107,11 @@ class App(Blueprint):
 
     def check_connection(self) -> bool:
         """Tell whether the database has the schema; raises ConnectorException if it cannot be asked."""
-        try:
-            self.connector.run(operations.protocol())
-            return True
-        except exceptions.ConnectorException as error:
-            return _no_schema(error)
+        return self.job_manager.check_connection()
 
     async def check_connection_async(self) -> bool:
         """Do as `check_connection`."""
-        try:
-            await self.connector.run_async(operations.protocol())
-            return True
-        except exceptions.ConnectorException as error:
-            return _no_schema(error)
+        return await self.job_manager.check_connection_async()
 
     def configure_task(
         self, name: str, *, allow_unknown: bool = True, **options: Unpack[ConfigureTaskOptions]
@@ -185,9 +175,3 @@ class _Opening:
 
     async def __aexit__(self, *_: object) -> None:
         await self._app.close_async()
-
-
-def _no_schema(error: exceptions.ConnectorException) -> bool:
-    if isinstance(error.__cause__, psycopg.errors.InvalidSchemaName | psycopg.errors.UndefinedFunction):
-        return False
-    raise error

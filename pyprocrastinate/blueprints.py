@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from pyprocrastinate import exceptions
-from pyprocrastinate.periodic import PeriodicRegistry
+from pyprocrastinate.periodic import PeriodicRegistry, PeriodicTask
 from pyprocrastinate.tasks import Task, add_namespace
 from pyprocrastinate.types import ConfigureTaskOptions, TaskOptions
 
@@ -87,7 +87,12 @@ class Blueprint:
         Put it above `@app.task`, or call it on a task; one task may have several, told apart by
         `periodic_id`.
         """
-        return self.periodic_registry.periodic_decorator(cron, periodic_id, timezone, **configure_kwargs)
+
+        def decorate(task: Task[P, R, Concatenate[int, D]]) -> Task[P, R, D]:
+            self.periodic_registry.register(PeriodicTask(task, cron, periodic_id, configure_kwargs, timezone))
+            return task  # type: ignore[return-value] # only what a caller may pass has changed
+
+        return decorate
 
     def add_task_alias(self, task: Task[P, R, D], alias: str) -> None:
         """Let the task also run jobs that were deferred under this name."""

@@ -9,8 +9,8 @@ traceback with `-v`.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import importlib
 import logging
 import os
 import sys
@@ -224,13 +224,12 @@ def parse_time(text: str) -> datetime.datetime:
 
 
 def parse_args(app: App, text: str) -> dict[str, Any]:
+    from pyprocrastinate import payload
+
     try:
-        args = app.connector.json_loads(text)
+        return payload.decode_object(text, app.connector.json_loads)
     except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="JSON_ARGS") from error
-    if not isinstance(args, dict):
-        raise click.BadParameter("not a JSON object", param_hint="JSON_ARGS")
-    return args
+        raise click.BadParameter(f"not a JSON object: {error}", param_hint="JSON_ARGS") from error
 
 
 @cli.command()
@@ -253,31 +252,10 @@ def healthchecks(app_path: str | None) -> None:
         click.echo("Schema: OK")
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
-def psql(app: str | None, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database, with psql's ARGUMENTS, as in `psql -c 'table …'`."""
-    from pyprocrastinate_embedded import psql
-
-    sys.exit(psql.run(address(app), arguments))
-
-
-@cli.command()
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False))
-@click.pass_context
-def demo(ctx: click.Context, folder: str | None) -> None:
-    """Show a queue at work on the files of a folder, in a PostgreSQL of its own."""
-    from pyprocrastinate._sqlfiles import shipped
-
-    sys.path.insert(0, str(shipped("examples")))
-    program = importlib.import_module("demo.program")
-    parent = ctx.find_root().params
-    if not parent["verbose"]:
-        logging.disable()
-    sys.exit(program.main(folder, parent["dsn"]))
-
-
 def main() -> None:
     """Run the command, and exit."""
+    with contextlib.suppress(ModuleNotFoundError):
+        from pyprocrastinate_embedded import commands
+
+        commands.register_commands(cli)
     cli(prog_name="pyprocrastinate")

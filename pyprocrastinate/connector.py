@@ -5,7 +5,6 @@ How calls of the schema reach the database: pools for deferring and managing, co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from typing import Any, TypeVar
@@ -21,20 +20,16 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # Where the user says nothing: a broken link is noticed in half a minute, not in two hours.
-_LINK = {
-    "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
-    "application_name": "pyprocrastinate worker",
-}
+_LINK = conninfo_to_dict(
+    "connect_timeout=5 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=20000 "
+    "application_name='pyprocrastinate worker'"
+)
 _ADDRESS = {"host", "hostaddr", "port", "dbname", "user", "service"}
 _PSYCOPGS = {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
 # What a role, a database or the environment may say otherwise, and workers cannot do with.
 _ISOLATION = "set default_transaction_isolation = 'read committed'"
-# What an async pool takes and a sync one must not get.
-_ASYNC_ONLY = {"configure", "reset", "check", "connection_class", "reconnect_failed"}
+# What async pools and connections take, and sync ones must not get.
+_ASYNC_ONLY = {"configure", "reset", "check", "connection_class", "reconnect_failed", "cursor_factory", "row_factory"}
 
 
 class BaseConnector:
@@ -77,14 +72,21 @@ class BaseConnector:
         raise exceptions.SyncConnectorConfigurationError
 
 
-class _PsycopgConnector(BaseConnector):
+class SyncPsycopgConnector(BaseConnector):
+    """
+    Defers and manages jobs from sync code; it cannot run a worker.
+
+    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's own variables.
+    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections.
+    """
+
     def __init__(
         self,
         conninfo: str = "",
         *,
         json_dumps: payload.JsonDumps | None = None,
         json_loads: payload.JsonLoads | None = None,
-        pool_factory: Any,
+        pool_factory: Any = psycopg_pool.ConnectionPool,
         **pool_kwargs: Any,
     ) -> None:
         super().__init__(json_dumps=json_dumps, json_loads=json_loads)
@@ -93,16 +95,9 @@ class _PsycopgConnector(BaseConnector):
         self._pool_kwargs = {"min_size": 1, **pool_kwargs}
         self._kwargs = {**self._pool_kwargs.pop("kwargs", {}), "autocommit": True}
         self._resolved: embedded.Resolved | None = None
+        self._opening = threading.Lock()
         self._pool: Any = None
-        self._owns_pool = False
-
-    def _resolve(self) -> str:
-        """Return the address for libpq; an embedded server is started."""
-        if not self._conninfo and _ADDRESS & self._kwargs.keys():
-            return ""
-        if self._resolved is None:
-            self._resolved = embedded.resolve(self._conninfo)
-        return self._resolved.conninfo
+        self._own_pools: list[Any] = []
 
     def redirect(self, conninfo: str) -> None:
         self._conninfo = conninfo
@@ -112,82 +107,65 @@ class _PsycopgConnector(BaseConnector):
         libpqs = {key: value for key, value in self._kwargs.items() if key not in _PSYCOPGS}
         return make_conninfo(self._resolve(), **libpqs)
 
-    def _make_pool(self, conninfo: str, **pool_kwargs: Any) -> Any:
-        return self._pool_factory(conninfo, kwargs=self._kwargs, open=False, **(pool_kwargs | self._pool_kwargs))
-
-    def _adopt(self, pool: Any) -> None:
-        """Use a pool of the user's, who also closes it; workers connect to where it does."""
-        self._pool = pool
-        self._conninfo = pool.conninfo if isinstance(pool.conninfo, str) else self._conninfo
-        if isinstance(pool.kwargs, dict):
-            self._kwargs = {**pool.kwargs, "autocommit": True}
-
-    def _forget(self) -> tuple[Any, contextlib.ExitStack]:
-        """Return the pool that is to be closed, if any, and what is to be closed after it."""
-        pool, self._pool = (self._pool if self._owns_pool else None), None
-        resolved, self._resolved = self._resolved, None
-        return pool, resolved or contextlib.ExitStack()
-
-    def _opened(self) -> Any:
-        if self._pool is None:
-            raise exceptions.AppNotOpen
-        return self._pool
-
-    def _dedicated(self) -> dict[str, Any]:
-        """Return the arguments for a connection that serves nothing but a worker."""
-        kwargs = {key: value for key, value in self._kwargs.items() if key not in ("cursor_factory", "row_factory")}
-        conninfo = self._resolve()
-        given = conninfo_to_dict(conninfo).keys() | kwargs.keys()
-        settings: dict[str, Any] = {key: _LINK[key] for key in _LINK.keys() - given}
-        return {
-            "prepare_threshold": 0,
-            **kwargs,
-            "client_encoding": "utf8",
-            "conninfo": make_conninfo(conninfo, **settings),
-        }
-
-
-class SyncPsycopgConnector(_PsycopgConnector):
-    """
-    Defers and manages jobs from sync code; it cannot run a worker.
-
-    `conninfo` is a DSN for libpq or `embedded:FOLDER`; empty means $PROCRASTINATE_DSN, else libpq's own variables.
-    Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections.
-    """
-
-    def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
-        super().__init__(conninfo, **{"pool_factory": psycopg_pool.ConnectionPool, **pool_kwargs})
-        self._opening = threading.Lock()
-
     def open(self, pool: psycopg_pool.ConnectionPool[Any] | None = None) -> None:
         with self._opening, operations.translated():
-            if self._pool is not None:
-                return
-            if pool is not None:
-                self._adopt(pool)
-                return
-            conninfo = self._resolve()
-            # A pool keeps trying in the background; this tells at once, and why.
-            psycopg.connect(conninfo, **self._kwargs).close()
-            self._pool = self._make_pool(conninfo, check=_check)
-            self._owns_pool = True
-            self._pool.open()
+            if self._pool is None:
+                self._pool = self._open_pool() if pool is None else self._adopt(pool)
 
     def close(self) -> None:
-        pool, server = self._forget()
-        with server:
-            if pool:
+        pool, self._pool = self._pool, None
+        try:
+            if pool in self._own_pools:
+                self._own_pools.remove(pool)
                 pool.close()
+        finally:
+            self._leave()
 
     def run(self, call: Call[T], connection: Any = None) -> T:
         with operations.translated():
             if connection is not None:
                 return operations.run(_of_type(connection, psycopg.Connection), call)
-            with self._opened().connection() as pooled:
+            if self._pool is None:
+                raise exceptions.AppNotOpen
+            with self._pool.connection() as pooled:
                 return operations.run(pooled, call)
 
+    def _open_pool(self) -> Any:
+        conninfo, kwargs = self._resolve(), self._for_sync(self._kwargs)
+        # A pool keeps trying in the background; this tells at once, and why.
+        psycopg.connect(conninfo, **kwargs).close()
+        options = {"check": _check, **self._for_sync(self._pool_kwargs)}
+        pool = self._pool_factory(conninfo, kwargs=kwargs, open=False, **options)
+        pool.open()
+        self._own_pools.append(pool)
+        return pool
 
-class PsycopgConnector(_PsycopgConnector):
+    def _for_sync(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs
+
+    def _resolve(self) -> str:
+        """Return the address for libpq; an embedded server is started."""
+        if not self._conninfo and _ADDRESS & self._kwargs.keys():
+            return ""
+        if self._resolved is None:
+            self._resolved = embedded.resolve(self._conninfo)
+        return self._resolved.conninfo
+
+    def _leave(self) -> None:
+        """Let an embedded server go, if nothing here uses it any more."""
+        if self._resolved and not self._own_pools:
+            resolved, self._resolved = self._resolved, None
+            resolved.close()
+
+    def _adopt(self, pool: Any) -> Any:
+        """Use a pool of the user's, who also closes it; workers connect to where it does."""
+        self._conninfo = pool.conninfo if isinstance(pool.conninfo, str) else self._conninfo
+        if isinstance(pool.kwargs, dict):
+            self._kwargs = {**pool.kwargs, "autocommit": True}
+        return pool
+
+
+class PsycopgConnector(SyncPsycopgConnector):
     """
     Runs workers, and defers and manages jobs from async and sync code.
 
@@ -196,55 +174,49 @@ class PsycopgConnector(_PsycopgConnector):
     Further arguments go to psycopg_pool's pool, among them `kwargs` for its connections, which workers heed as well.
     """
 
-    def __init__(self, conninfo: str = "", **pool_kwargs: Any) -> None:
-        super().__init__(conninfo, **{"pool_factory": psycopg_pool.AsyncConnectionPool, **pool_kwargs})
-        self._sync: SyncPsycopgConnector | None = None
-        self._sync_lock = threading.Lock()
-
-    def open(self, pool: psycopg_pool.ConnectionPool[Any] | None = None) -> None:
-        self._sync_connector().open(pool)
-
-    def close(self) -> None:
-        with self._sync_lock:
-            connector, self._sync = self._sync, None
-        if connector:
-            connector.close()
+    def __init__(
+        self, conninfo: str = "", *, pool_factory: Any = psycopg_pool.AsyncConnectionPool, **pool_kwargs: Any
+    ) -> None:
+        super().__init__(conninfo, **pool_kwargs)
+        self._async_pool_factory = pool_factory
+        self._async_pool: Any = None
 
     async def open_async(self, pool: psycopg_pool.AsyncConnectionPool[Any] | None = None) -> None:
-        if self._pool is not None:
+        if self._async_pool is not None:
             return
         if pool is not None:
-            self._adopt(pool)
+            self._async_pool = self._adopt(pool)
             return
         with operations.translated():
             conninfo = await asyncio.to_thread(self._resolve)
             await (await psycopg.AsyncConnection.connect(conninfo, **self._kwargs)).close()
-            self._pool = self._make_pool(conninfo, check=_check_async)
-            self._owns_pool = True
-            await self._pool.open()
+            options = {"check": _check_async, **self._pool_kwargs}
+            self._async_pool = self._async_pool_factory(conninfo, kwargs=self._kwargs, open=False, **options)
+            self._own_pools.append(self._async_pool)
+            await self._async_pool.open()
 
     async def close_async(self) -> None:
-        pool, server = self._forget()
+        pool, self._async_pool = self._async_pool, None
         try:
-            if pool:
+            if pool in self._own_pools:
+                self._own_pools.remove(pool)
                 await pool.close()
         finally:
-            await asyncio.to_thread(server.close)
-        if self._sync:
             await asyncio.to_thread(self.close)
 
     def run(self, call: Call[T], connection: Any = None) -> T:
-        connector = self._sync_connector()
-        if connection is None and self._pool is not None:
-            connector.open()
-        return connector.run(call, connection)
+        if connection is None and self._async_pool is not None:
+            self.open()
+        return super().run(call, connection)
 
     async def run_async(self, call: Call[T], connection: Any = None) -> T:
         with operations.translated():
             if connection is not None:
                 connection = _of_type(connection, psycopg.AsyncConnection)
                 return await operations.run_async(connection, call)
-            async with self._opened().connection() as pooled:
+            if self._async_pool is None:
+                raise exceptions.AppNotOpen
+            async with self._async_pool.connection() as pooled:
                 return await operations.run_async(pooled, call)
 
     async def open_wire(self) -> wires.Wire:
@@ -267,17 +239,13 @@ class PsycopgConnector(_PsycopgConnector):
         self._kwargs["prepare_threshold"] = None
         return had
 
-    def _sync_connector(self) -> SyncPsycopgConnector:
-        with self._sync_lock:
-            if self._sync is None:
-                self._sync = SyncPsycopgConnector(
-                    self._conninfo,
-                    json_dumps=self.json_dumps,
-                    json_loads=self.json_loads,
-                    **{k: v for k, v in self._pool_kwargs.items() if k not in _ASYNC_ONLY},
-                    kwargs={k: v for k, v in self._kwargs.items() if k not in ("cursor_factory", "row_factory")},
-                )
-            return self._sync
+    def _for_sync(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in kwargs.items() if key not in _ASYNC_ONLY}
+
+    def _dedicated(self) -> dict[str, Any]:
+        """Return the arguments for a connection that serves nothing but a worker."""
+        given = {**_LINK, **conninfo_to_dict(self._resolve()), **self._for_sync(self._kwargs)}
+        return {"prepare_threshold": 0, **given, "client_encoding": "utf8"}
 
 
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:

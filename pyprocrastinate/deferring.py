@@ -90,12 +90,10 @@ class _Deferral:
         self.ids: list[int] = []
 
     def one(self) -> operations.Call[list[int]]:
-        return operations.defer({**self.deferrer.options, "args": self._encode(self.many_kwargs[0])})
+        return operations.defer(self.deferrer.options, self._encode(self.many_kwargs[0]))
 
     def many(self) -> operations.Call[list[int]]:
-        rest = payload.encode(self.deferrer.options, what="the options")[1:]
-        jobs = [f'{{"args":{self._encode(kwargs)},{rest}' for kwargs in self.many_kwargs]
-        return operations.defer_many(f"[{','.join(jobs)}]")
+        return operations.defer_many((self.deferrer.options, self._encode(kwargs)) for kwargs in self.many_kwargs)
 
     def _encode(self, kwargs: JSONDict) -> str:
         return payload.encode(kwargs, self.deferrer.connector.json_dumps)

@@ -70,22 +70,17 @@ class Run:
     @property
     def job(self) -> Job:
         if self._job is None:
-            claim = self.claim
-            self._job = Job(
-                id=self.id,
-                status="doing",
-                task_name=claim[2],
-                queue=claim[3],
-                task_kwargs=self.kwargs,
-                headers=self.headers,
-                attempts=claim[6],
-                priority=claim[7],
-                lock=claim[8],
-                queueing_lock=claim[9],
-                scheduled_at=operations.moment(claim[10]),
-                abort_requested=claim[12],
-                worker_id=self.worker_id,
-            )
+            fields = dict(zip(operations.CLAIM, self.claim, strict=False))
+            del fields["token"]
+            for name in ("scheduled_at", "deferred_at"):
+                fields[name] = operations.moment(fields[name])
+            fields |= {
+                "status": "doing",
+                "task_kwargs": self.kwargs,
+                "headers": self.headers,
+                "worker_id": self.worker_id,
+            }
+            self._job = Job(**fields)
         return self._job
 
     def abort(self, reason: AbortReason) -> None:

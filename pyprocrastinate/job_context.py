@@ -14,6 +14,7 @@ from pyprocrastinate.jobs import Job
 
 if TYPE_CHECKING:
     from pyprocrastinate.app import App
+    from pyprocrastinate.connector import BaseConnector
     from pyprocrastinate.tasks import Task
 
 
@@ -60,22 +61,18 @@ class JobContext:
         """Tell whether the task is to stop; a sync task then raises `JobAborted`."""
         return self.abort_reason() is not None
 
-    def complete(self, connection: Any, result: Any = None) -> None:
+    @property
+    def connector(self) -> BaseConnector:
+        return self.app.connector
+
+    def _complete(self, connection: Any, result: Any = None) -> operations.Call[None]:
         """
         End the job as succeeded in the transaction of `connection`, which is whatever the app's connector takes as one.
 
         What else that transaction writes then commits exactly once, whatever happens to this worker.
         Raises TokenNotCurrent when the job was given to another worker: let the transaction roll back.
         """
-        self.app.connector.run(self._completion(result), connection)
+        encoded = None if result is None else payload.encode_result(result, self.connector.json_dumps)
+        return operations.complete(self.job.id or 0, self.token, encoded, connection)
 
-    async def complete_async(self, connection: Any, result: Any = None) -> None:
-        """Do as `complete`."""
-        await self.app.connector.run_async(self._completion(result), connection)
-
-    def _completion(self, result: Any) -> operations.Call[None]:
-        assert self.job.id is not None
-        encoded = None
-        if result is not None:
-            encoded = payload.encode_result(result, self.app.connector.json_dumps)
-        return operations.complete(self.job.id, self.token, encoded)
+    complete, complete_async = operations.both(_complete)

@@ -51,38 +51,33 @@ class JobLog:
         if status == "succeeded" and run.error is not None:
             self.warn(run, "job_error_after_completion", "was completed, then failed")
             return
-        level, action, text = logging.INFO, "job_success", "succeeded"
-        if run.outcome == "released":
-            level, action, text = logging.DEBUG, "job_released", "was not begun and is released"
-        elif run.outcome == "unknown_task":
-            level = logging.WARNING if status == "todo" else logging.ERROR
-            action, text = "task_not_found", "has a task that is not known here"
-        elif status == "todo":
-            again = f"to retry at {retry_at}" if retry_at else "to retry"
-            action = f"job_{'aborted' if run.outcome == 'aborted' else 'error'}_retry"
-            text = f"{'was aborted' if run.outcome == 'aborted' else 'failed'}, {again}"
-        elif run.outcome == "aborted" and status != "failed":
-            action, text = "job_aborted", "was aborted"
-        elif run.outcome != "succeeded":
-            level, action, text = logging.ERROR, "job_error", "failed"
+        level, action, text = self._ending(run, status, retry_at)
         duration = run.ended_at - run.started_at
-        result = ""
+        result = f" - Result: {printed(run.result, str)}"[:_RESULT_LENGTH] if run.outcome == "succeeded" else ""
+        times = {"start_timestamp": run.timestamp, "duration": duration, "end_timestamp": run.timestamp + duration}
+        text = f"Job %s {text}, lasted %.3f s%s"
+        self._log(level, run, action, text, self._name(run), duration, result, result=run.result, **times)
+
+    def _ending(self, run: Run, status: str | None, retry_at: str | None) -> tuple[int, str, str]:
+        """Return at which level, as which action and how an end is told."""
+        aborted = run.outcome == "aborted"
+        if run.outcome == "released":
+            return logging.DEBUG, "job_released", "was not begun and is released"
+        if run.outcome == "unknown_task":
+            level = logging.WARNING if status == "todo" else logging.ERROR
+            return level, "task_not_found", "has a task that is not known here"
+        if status == "todo":
+            again = f", to retry at {retry_at}" if retry_at else ", to retry"
+            return (
+                logging.INFO,
+                "job_aborted_retry" if aborted else "job_error_retry",
+                ("was aborted" if aborted else "failed") + again,
+            )
+        if aborted and status != "failed":
+            return logging.INFO, "job_aborted", "was aborted"
         if run.outcome == "succeeded":
-            result = f" - Result: {printed(run.result, str)}"[:_RESULT_LENGTH]
-        self._log(
-            level,
-            run,
-            action,
-            "Job %s %s, lasted %.3f s%s",
-            self._name(run),
-            text,
-            duration,
-            result,
-            start_timestamp=run.timestamp,
-            duration=duration,
-            end_timestamp=run.timestamp + duration,
-            result=run.result,
-        )
+            return logging.INFO, "job_success", "succeeded"
+        return logging.ERROR, "job_error", "failed"
 
     def ticked(self, events: Sequence[operations.Row]) -> None:
         """The clock's work was done: jobs rescued, schedules fired, history purged."""

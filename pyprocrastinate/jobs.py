@@ -53,6 +53,7 @@ class Job:
     abort_requested: bool = False
     worker_id: int | None = None
     headers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    deferred_at: datetime.datetime | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any], loads: payload.JsonLoads) -> Job:
@@ -65,6 +66,12 @@ class Job:
     def asdict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def options(self) -> dict[str, Any]:
+        """Return how a job like this one is deferred, but for its args."""
+        options = {name: getattr(self, name) for name in ("queue", "priority", "lock", "queueing_lock")}
+        options |= {"task": self.task_name, "schedule_at": self.scheduled_at and self.scheduled_at.isoformat()}
+        return {name: value for name, value in options.items() if value is not None}
+
     def evolve(self, **changes: Any) -> Job:
         """Return a copy with these fields changed."""
         return dataclasses.replace(self, **changes)
@@ -74,8 +81,8 @@ class Job:
         context = self.asdict()
         if not log_args:
             context["task_kwargs"] = {}
-        if self.scheduled_at:
-            context["scheduled_at"] = self.scheduled_at.isoformat()
+        for name in ("scheduled_at", "deferred_at"):
+            context[name] = context[name] and context[name].isoformat()
         context["call_string"] = call_string(self.task_name, self.id, self.task_kwargs if log_args else None)
         return context
 
@@ -100,6 +107,7 @@ VIEW_COLUMNS = {
     "abort_requested": "abort_requested",
     "worker_id": "worker_id",
     "headers::text": "headers",
+    "deferred_at": "deferred_at",
 }
 
 

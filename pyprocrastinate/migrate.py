@@ -96,8 +96,7 @@ class Step:
     def record(self) -> str:
         """Return the statement that records the step."""
         values = f"{self.number}, '{self.stage}', '{self.slug}', '{self.checksum}'"
-        columns = "number, stage, slug, checksum"
-        return f"insert into procrastinate.migration ({columns}) values ({values});\n"  # noqa: S608
+        return f"insert into procrastinate.migration (number, stage, slug, checksum) values ({values});\n"  # noqa: S608
 
 
 def migrate(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
@@ -159,11 +158,8 @@ def get_schema() -> str:
 
 
 def _steps(stage: Stage) -> list[Step]:
-    steps = []
-    for path in _sqlfiles.migration_files(stage):
-        number, _, slug = path.stem.partition("_")
-        steps.append(Step(int(number), stage, slug, ((path, path.read_text("utf-8")),)))
-    return steps
+    paths = _sqlfiles.migration_files(stage)  # NNNN_slug.sql
+    return [Step(int(path.stem[:4]), stage, path.stem[5:], ((path, path.read_text("utf-8")),)) for path in paths]
 
 
 def _functions(number: int) -> Step:
@@ -213,18 +209,16 @@ def _digits(release: str) -> list[int]:
 
 
 def _read_record(connection: Connection) -> Record:
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding != "UTF8":
+    if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
         raise MigrationError(
             f'the encoding of database "{connection.info.dbname}" is {encoding}, not UTF8\n'
             "Use a database made with: create database … encoding 'UTF8' template template0"
         )
-    found = connection.execute(
-        "select to_regclass('procrastinate.migration'), to_regnamespace('procrastinate')"
-    ).fetchall()[0]
+    there = "select to_regclass('procrastinate.migration'), to_regnamespace('procrastinate')"
+    (table, schema), *_ = connection.execute(there.encode()).fetchall()
     query = "select number, stage, slug, checksum from procrastinate.migration"
-    rows = connection.execute(query).fetchall() if found[0] else []
-    if found[1] and not rows:
+    rows = connection.execute(query).fetchall() if table else []
+    if schema and not rows:
         raise MigrationError(
             "there is a schema procrastinate without a record of what was applied to it\n"
             "Drop it; to install by hand, run what `pyprocrastinate migrate --sql` prints"

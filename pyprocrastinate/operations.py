@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import psycopg
 from psycopg.abc import Buffer
@@ -20,11 +20,12 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from pyprocrastinate import exceptions
-from pyprocrastinate.jobs import VIEW_COLUMNS, Job, Status
-from pyprocrastinate.payload import JsonLoads
+from pyprocrastinate import exceptions, payload
+from pyprocrastinate.jobs import VIEW_COLUMNS, Job
 
 T = TypeVar("T")
+U = TypeVar("U")
+P = ParamSpec("P")
 Row = tuple[Any, ...]
 
 
@@ -36,6 +37,11 @@ class Call(Generic[T]):
     args: Mapping[str, Any]
     read: Callable[[Sequence[Row]], T]
     view: Sequence[str] = ()
+    connection: Any = None
+
+    def then(self, read: Callable[[T], U], connection: Any = None) -> Call[U]:
+        """Return the same call, on a connection of the caller's if one is given, with more made of its answer."""
+        return Call(self.source, self.args, lambda rows: read(self.read(rows)), self.view, connection)
 
     def statement(self) -> tuple[bytes, list[Any]]:
         return _query(self.source, tuple(self.args), tuple(self.view)), list(self.args.values())
@@ -92,68 +98,66 @@ def translate(error: psycopg.Error) -> exceptions.ProcrastinateException:
     return exceptions.ConnectorException(message or str(error))
 
 
+class _Connected(Protocol):
+    @property
+    def connector(self) -> Any: ...
+
+
+S = TypeVar("S", bound=_Connected)
+
+
+def both(
+    describe: Callable[Concatenate[S, P], Call[T]],
+) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
+    """Make two methods of one that returns a call: a sync one and an async one, which carry it out."""
+
+    @functools.wraps(describe)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        call = describe(self, *args, **kwargs)
+        return self.connector.run(call, call.connection)
+
+    @functools.wraps(describe)
+    async def run_async(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        call = describe(self, *args, **kwargs)
+        return await self.connector.run_async(call, call.connection)
+
+    return run, run_async
+
+
 def _first(rows: Sequence[Row]) -> Any:
     return rows[0][0]
 
 
-def _nothing(rows: Sequence[Row]) -> None:
-    return None
-
-
-def _given(**args: Any) -> dict[str, Any]:
+def given(**args: Any) -> dict[str, Any]:
+    """Return the arguments that are not None: for those left out, the schema's defaults hold."""
     return {name: value for name, value in args.items() if value is not None}
 
 
 # Deferring and managing jobs
 
 
-def defer(job: Mapping[str, Any]) -> Call[list[int]]:
-    """Defer one job, described by the parameters of `procrastinate.defer`."""
-    return Call("defer", job, lambda rows: [rows[0][0]])
+def defer(options: Mapping[str, Any], args: str) -> Call[list[int]]:
+    """Defer one job, described by the parameters of `procrastinate.defer` and its args as JSON."""
+    return Call("defer", {**options, "args": args}, lambda rows: [rows[0][0]])
 
 
-def defer_many(jobs: str) -> Call[list[int]]:
-    """Defer a JSON array of jobs; their ids come back in the order given."""
+def defer_many(jobs: Iterable[tuple[Mapping[str, Any], str]]) -> Call[list[int]]:
+    """Defer jobs, each described as for `defer`; their ids come back in the order given."""
+    described = [f'{{"args":{args},{payload.encode(options, what="the options")[1:]}' for options, args in jobs]
 
     def ids(rows: Sequence[Row]) -> list[int]:
         return [job_id for _, job_id, *_ in sorted(rows)]
 
-    return Call("defer_many", {"jobs": jobs}, ids)
+    return Call("defer_many", {"jobs": f"[{','.join(described)}]"}, ids)
 
 
-def cancel(job_id: int, *, abort: bool, delete: bool) -> Call[bool]:
-    return Call("cancel", {"job_id": job_id, "abort": abort, "delete": delete}, lambda rows: rows[0][0] is not None)
+def list_jobs(loads: payload.JsonLoads, filters: Mapping[str, Any]) -> Call[list[Job]]:
+    return Call("jobs", filters, lambda rows: [Job.from_row(row, loads) for row in rows], view=tuple(VIEW_COLUMNS))
 
 
-def retry(
-    job_id: int,
-    *,
-    schedule_at: datetime.datetime | None = None,
-    priority: int | None = None,
-    queue: str | None = None,
-    lock: str | None = None,
-) -> Call[bool]:
-    args = _given(schedule_at=schedule_at, priority=priority, queue=queue, lock=lock)
-    return Call("retry", {"job_id": job_id, **args}, _first)
-
-
-def job_status(job_id: int) -> Call[Status]:
-    def status(rows: Sequence[Row]) -> Status:
-        if not rows:
-            raise exceptions.JobNotFound(f"there is no job {job_id}")
-        return Status(rows[0][0])
-
-    return Call("jobs", {"id": job_id}, status, view=["status"])
-
-
-def list_jobs(loads: JsonLoads, **filters: Any) -> Call[list[Job]]:
-    return Call(
-        "jobs", _given(**filters), lambda rows: [Job.from_row(row, loads) for row in rows], view=tuple(VIEW_COLUMNS)
-    )
-
-
-def complete(job_id: int, token: int, result: str | None) -> Call[None]:
-    return Call("complete_v1", _given(job_id=job_id, token=token, result=result), _nothing)
+def complete(job_id: int, token: int, result: str | None, connection: Any) -> Call[None]:
+    args = given(job_id=job_id, token=token, result=result)
+    return Call("complete_v1", args, lambda rows: None, connection=connection)
 
 
 def protocol() -> Call[tuple[int, int]]:
@@ -163,7 +167,7 @@ def protocol() -> Call[tuple[int, int]]:
 # What a worker says. Arrays go as text: that is an order of magnitude cheaper than a list.
 
 
-def register(*, name: str, queues: Iterable[str] | None, protocol: int, stalled_after: float, **json: str) -> Call[int]:
+def register(name: str, queues: Iterable[str] | None, protocol: int, stalled_after: float, **json: str) -> Call[int]:
     args = {
         "name": name,
         "queues": None if queues is None else list(queues),
@@ -198,6 +202,13 @@ class Outcomes:
             "outcomes": f"[{','.join(self.described)}]",
             "keep": self.keep,
         }
+
+
+# The columns of a claim, by the names of a job's fields.
+CLAIM = (
+    *("id", "token", "task_name", "queue", "task_kwargs", "headers", "attempts", "priority", "lock", "queueing_lock"),
+    *("scheduled_at", "deferred_at", "abort_requested"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import exceptions
 from pyprocrastinate.types import ConfigureTaskOptions
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
     from pyprocrastinate.tasks import Task
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-D = ParamSpec("D")
 
 DEFAULT_MAX_DELAY = 600.0
 
@@ -53,20 +48,6 @@ class PeriodicTask:
 class PeriodicRegistry:
     def __init__(self) -> None:
         self.periodic_tasks: dict[tuple[str, str], PeriodicTask] = {}
-
-    def periodic_decorator(
-        self, cron: str, periodic_id: str, timezone: str, **configure_kwargs: Unpack[ConfigureTaskOptions]
-    ) -> Callable[[Task[P, R, Concatenate[int, D]]], Task[P, R, D]]:
-        """
-        Return a decorator that registers the task, which it calls with the scheduled time as
-        `timestamp`.
-        """
-
-        def decorate(task: Task[P, R, Concatenate[int, D]]) -> Task[P, R, D]:
-            self.register(PeriodicTask(task, cron, periodic_id, configure_kwargs, timezone))
-            return task  # type: ignore[return-value] # only what a caller may pass has changed
-
-        return decorate
 
     def register(self, periodic: PeriodicTask) -> None:
         key = (periodic.task.name, periodic.periodic_id)

@@ -16,16 +16,9 @@ PROTOCOL = 1
 
 def check_protocol(oldest: int, newest: int, mine: int = PROTOCOL) -> None:
     """Raise `ProtocolNotSpoken` unless a schema that speaks `oldest` to `newest` can serve us."""
-    spoken = f"protocol {newest}" if oldest == newest else f"protocols {oldest} to {newest}"
-    if mine < oldest:
+    if not oldest <= mine <= newest:
         raise ProtocolNotSpoken(
-            f"the schema has retired protocol {mine} and speaks {spoken}",
-            detail=f"This release of pyprocrastinate speaks protocol {mine}.",
-            hint="Upgrade pyprocrastinate.",
-        )
-    if mine > newest:
-        raise ProtocolNotSpoken(
-            f"the schema speaks {spoken}, not protocol {mine} yet",
-            detail=f"This release of pyprocrastinate speaks protocol {mine}.",
-            hint="Run `pyprocrastinate migrate --stage pre` first.",
+            f"the schema {'has retired' if mine < oldest else 'does not speak'} protocol {mine} of this release",
+            detail=f"It speaks protocols {oldest} to {newest}.",
+            hint="Upgrade pyprocrastinate." if mine < oldest else "Run `pyprocrastinate migrate --stage pre` first.",
         )

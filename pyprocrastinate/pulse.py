@@ -100,9 +100,7 @@ class Pulse:
             self._beat(wire, now)
         if self._tick_at is not None and now >= self._tick_at:
             self._tick(wire)
-        due = max(self._beat_at, self._beat_no_sooner)
-        if self._tick_at is not None:
-            due = min(due, self._tick_at)
+        due = min(max(self._beat_at, self._beat_no_sooner), self._tick_at or float("inf"))
         self._heed(wire.wait(max(0.0, due - monotonic())))
 
     def _beat(self, wire: PulseWire, now: float) -> None:

@@ -8,11 +8,12 @@ What must go on whatever the event loop does is in `pulse`; how user code runs i
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import psycopg
 
@@ -29,7 +30,7 @@ from pyprocrastinate.pulse import Pulse
 if TYPE_CHECKING:
     from pyprocrastinate.worker import Worker
 
-T = TypeVar("T")
+P = ParamSpec("P")
 
 # When an idle worker looks again, in seconds after its last look: a defer that was committing as it went idle may have
 # taken it for busy and notified nobody.
@@ -44,6 +45,16 @@ _DUE_JITTER = 0.01
 NOT_REGISTERED = "JQ004"
 
 
+def _in_loop(method: Callable[Concatenate[Shift, P], None]) -> Callable[Concatenate[Shift, P], None]:
+    """Let a method be called from any thread: it runs in the event loop, a little later, unless that is closed."""
+
+    def send(self: Shift, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(functools.partial(method, self, *args, **kwargs))
+
+    return send
+
+
 class Shift:
     """
     The loop and all that changes while a worker runs.
@@ -55,7 +66,7 @@ class Shift:
         self.worker = worker
         self.worker_id: int | None = None
         self.logger = worker.logger
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._log = JobLog(worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args)
         self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
         self._pulse = Pulse(worker, self)
@@ -100,10 +111,10 @@ class Shift:
                 self._execution.close()
         self.logger.info("Stopped worker", extra={"action": "stop_worker"})
 
+    @_in_loop
     def stop(self) -> None:
         """Begin to stop; from any thread, and from a signal handler."""
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._on_stop)
+        self._begin_to_stop()
 
     def abort_running(self) -> None:
         """Ask all running tasks to stop."""
@@ -289,14 +300,14 @@ class Shift:
 
     # Being told to stop, and losing touch
 
-    def _on_stop(self) -> None:
+    def _begin_to_stop(self) -> None:
         if self._stopping:
             return
         self._stopping = True
         running = len(self._execution.running)
         self.logger.info("Stopping worker; %s jobs are running", running, extra={"action": "stopping_worker"})
         if (seconds := self.worker.shutdown_graceful_timeout) is not None:
-            self._timers["stop"] = self._loop.call_later(seconds, self.abort_running)
+            self._timers["stop"] = self.loop.call_later(seconds, self.abort_running)
         self._part()
         self._woken.set()
 
@@ -307,7 +318,7 @@ class Shift:
     def _fail(self, error: psycopg.Error) -> None:
         self.logger.error("The database refuses the worker: %s", error, extra={"action": "worker_error"})
         self._failure = error
-        self._on_stop()
+        self._begin_to_stop()
 
     def _lose(self, why: str) -> None:
         """Give the jobs up: others have them, or soon will."""
@@ -324,41 +335,29 @@ class Shift:
         if monotonic() - self._alive_at > timeout * 2 / 3:
             self._lose("it is cut off from the database")
             self._pulse.sever()
-        self._timers["watch"] = self._loop.call_later(timeout / 30, self._watch)
+        self._timers["watch"] = self.loop.call_later(timeout / 30, self._watch)
 
     # What the pulse tells, from its thread
 
     def beat(self, sent_at: float) -> None:
         self._alive_at = sent_at
 
+    @_in_loop
     def lost(self, worker_id: int) -> None:
-        self._in_loop(self._on_lost, worker_id)
-
-    def abort(self, job_ids: list[int]) -> None:
-        self._in_loop(self._on_abort, job_ids)
-
-    def wake(self) -> None:
-        self._in_loop(self._on_wake)
-
-    def ticked(self, events: list[operations.Row]) -> None:
-        self._in_loop(self._on_tick, events)
-
-    def _in_loop(self, callback: Callable[..., object], *args: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(callback, *args)
-
-    def _on_lost(self, worker_id: int) -> None:
         if worker_id == self.worker_id:
             self._lose("it gave no heartbeat for too long")
 
-    def _on_abort(self, job_ids: list[int]) -> None:
+    @_in_loop
+    def abort(self, job_ids: list[int]) -> None:
         for run in self._execution.abort(job_ids, AbortReason.USER_REQUEST):
             self._log.abort_requested(run)
 
-    def _on_wake(self) -> None:
+    @_in_loop
+    def wake(self) -> None:
         self._hungry, self._looks, self._look_at = True, 0, 0.0
         self._woken.set()
 
-    def _on_tick(self, events: list[operations.Row]) -> None:
+    @_in_loop
+    def ticked(self, events: list[operations.Row]) -> None:
         self._log.ticked(events)
-        self._on_wake()
+        self.wake()

@@ -123,10 +123,8 @@ class Task(Generic[P, R, D]):
     def _by_name(self, *args: Any, **kwargs: Any) -> Any:
         if not args:
             return kwargs
-        names = list(inspect.signature(self.func).parameters)[self.pass_context :]
-        if len(args) > len(names):
-            raise TypeError(f"{self.name} takes {len(names)} arguments, got {len(args)}")
-        by_name = dict(zip(names, args, strict=False))
+        bound = inspect.signature(self.func).bind_partial(*[None] * self.pass_context, *args).arguments
+        by_name = dict(list(bound.items())[self.pass_context :])
         if twice := by_name.keys() & kwargs.keys():
             raise TypeError(f"{self.name} got several values for {', '.join(sorted(twice))}")
         return by_name | kwargs

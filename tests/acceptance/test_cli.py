@@ -330,7 +330,7 @@ def conn_dsn(conn: Connection) -> str:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["defer", "greet", "{"], "not JSON"),
+        (["defer", "greet", "{"], "not a JSON object"),
         (["defer", "greet", "[1]"], "not a JSON object"),
         (["defer", "greet", "--at=tomorrow"], "--at"),
         (["defer", "greet", "--at=2100-01-01", "--in=3"], "exclude each other"),

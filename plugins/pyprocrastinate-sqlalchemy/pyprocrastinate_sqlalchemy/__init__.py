@@ -102,7 +102,7 @@ class SQLAlchemyConnector(PsycopgConnector):
         if opened and opened.own:
             opened.engine.dispose()
         if self._async_engine is None:
-            self._forget()[1].close()
+            self._leave()
 
     async def close_async(self) -> None:
         opened, self._async_engine = self._async_engine, None
