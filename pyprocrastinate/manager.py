@@ -225,8 +225,10 @@ class JobManager:
         await self.connector.run_async(Call("heartbeat_v1", {"worker_id": worker_id}, lambda rows: None))
 
     async def prune_stalled_workers(self, seconds_since_heartbeat: float = 30) -> list[int]:
-        """Do what is due by the clock; return the ids of the workers, silent past their own limit, that lost their jobs."""
-        call = Call(
-            "tick_v1", {}, lambda rows: {row[2].get("worker_id") for row in rows if row[0] in ("rescued", "failed")}
-        )
-        return sorted(worker_id for worker_id in await self.connector.run_async(call) if worker_id)
+        """Do what is due by the clock; return the ids of workers, silent past a limit of their own, that lost jobs."""
+
+        def losers(rows: Sequence[Row]) -> set[Any]:
+            return {detail.get("worker_id") for kind, _, detail, *_ in rows if kind in ("rescued", "failed")}
+
+        found = await self.connector.run_async(Call("tick_v1", {}, losers))
+        return sorted(worker_id for worker_id in found if worker_id)

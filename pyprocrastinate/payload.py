@@ -96,8 +96,8 @@ def error_report(error: BaseException, matching: Iterable[type] = ()) -> dict[st
     return {
         "class": qualified(type(error)),
         "ancestors": list(dict.fromkeys(ancestors)),
-        "message": clip(_message(error), MESSAGE_BYTES),
-        "traceback": clip(_traceback(error), TRACEBACK_BYTES, tail=True),
+        "message": clip(_read(str, error, "message"), MESSAGE_BYTES),
+        "traceback": clip(_read(_traceback, error, "traceback"), TRACEBACK_BYTES, tail=True),
     }
 
 
@@ -124,15 +124,12 @@ def _encodable(text: str) -> bool:
         return False
 
 
-def _message(error: BaseException) -> str:
+def _read(how: Callable[[BaseException], str], error: BaseException, what: str) -> str:
     try:
-        return str(error)
+        return how(error)
     except BaseException as broken:  # noqa: BLE001  # user code
-        return f"<the message of this error cannot be read: {type(broken).__name__}>"
+        return f"<the {what} of this error cannot be read: {type(broken).__name__}>"
 
 
 def _traceback(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException as broken:  # noqa: BLE001  # user code
-        return f"<the traceback of this error cannot be read: {type(broken).__name__}>"
+    return "".join(traceback.format_exception(error))

@@ -37,11 +37,8 @@ class RetryDecision:
 
     def as_outcome(self) -> dict[str, Any]:
         """Return what an outcome carries as `retry`."""
-        when: dict[str, Any]
-        if self.retry_at is not None:
-            when = {"at": self.retry_at.isoformat()}
-        else:
-            when = {"in": datetime.timedelta(**(self.retry_in or {})).total_seconds()}
+        delay = datetime.timedelta(**(self.retry_in or {})).total_seconds()
+        when: dict[str, Any] = {"at": self.retry_at.isoformat()} if self.retry_at else {"in": delay}
         others = {"priority": self.priority, "queue": self.queue, "lock": self.lock}
         return when | {key: value for key, value in others.items() if value is not None}
 
