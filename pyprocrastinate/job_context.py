@@ -53,9 +53,7 @@ class JobContext:
 
     @property
     def queues_display(self) -> str:
-        if self.worker_queues is None:
-            return "all queues"
-        return f"queues {', '.join(self.worker_queues)}"
+        return "all queues" if self.worker_queues is None else f"queues {', '.join(self.worker_queues)}"
 
     def should_abort(self) -> bool:
         """Tell whether the task is to stop; a sync task then raises `JobAborted`."""

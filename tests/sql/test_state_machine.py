@@ -1,680 +1,566 @@
 """
-The SQL core beside a model of it in Python, under random calls.
+The SQL core beside the queue in memory of pyprocrastinate-testing, under random calls.
 
-Three workers, and people who defer, cancel, retry and purge, take random steps.
-After each the answer, every job and every lock must be what the model says.
-The model knows the contract and nothing of how it is kept: no candidate, no index, no token's sign.
-A walk is told by its seed; one that goes wrong prints its steps.
+Three workers, and people who defer, cancel, retry, schedule and purge, take random steps.
+Each call is made on both sides.
+The answers must be the same, and so must the refusals; after each step all jobs, events, locks, tasks, schedules and
+workers must be.
+
+The other side knows the contract and nothing of how it is kept here: no candidate, no index, no token's sign.
 """
 
 from __future__ import annotations
 
-import random
+import datetime
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis.strategies as st
+import psycopg
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pyprocrastinate import operations
+from pyprocrastinate.operations import Call
+from pyprocrastinate_testing import InMemoryConnector, fetch, finish, line, outcomes
 
 HOUR = 3600
-STALLED_AFTER = 5400
-MAX_RESCUES = 1
+# Five past, in the night before clocks are put forward: however long the test takes, no full or half hour comes near,
+# which is when all schedules fire.
+BEGIN = datetime.datetime(2030, 3, 30, 22, 5, tzinfo=datetime.UTC)
+STALLED_AFTER = datetime.timedelta(minutes=90)
 QUEUES: dict[str, list[str] | None] = {"any": None, "a": ["a"], "ba": ["b", "a"]}
 KNOWS = {"any": ["t1"], "a": ["t1", "t2"], "ba": []}
-
-
-@dataclass
-class Job:
-    id: int
-    task: str
-    queue: str
-    priority: int
-    lock: str | None
-    queueing_lock: str | None
-    policy: Any
-    until: int | None = None  # not ready before that
-    holds: bool = False  # has run, waits for its retry, and holds its lock meanwhile
-    status: str = "todo"
-    attempts: int = 0
-    budget_from: int = 0
-    rescues: int = 0
-    worker: int | None = None
-    token: int | None = None  # of the run that goes on
-    ended: int | None = None  # of the last run that told its end
-    abort: bool = False
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return (-self.priority, self.id)
-
-    def seen(self) -> tuple[Any, ...]:
-        """Return what the view jobs shows of it."""
-        return (
-            self.status,
-            self.task,
-            self.queue,
-            self.priority,
-            self.lock,
-            self.queueing_lock,
-            self.attempts,
-            self.worker,
-            self.abort,
-        )
-
-
-SEEN = "status, task, queue, priority, lock, queueing_lock, attempts, worker_id, abort_requested"
-
-
-@dataclass
-class Model:
-    now: int = 0
-    jobs: dict[int, Job] = field(default_factory=dict)
-    workers: dict[int, tuple[str, int]] = field(default_factory=dict)  # id: name, heartbeat
-
-    # Who waits, and who is next
-
-    def waits_for(self, queueing_lock: str | None) -> Job | None:
-        """Return the waiting job that holds this queueing lock."""
-        found = [
-            job
-            for job in self.jobs.values()
-            if queueing_lock and job.status == "todo" and job.queueing_lock == queueing_lock
-        ]
-        assert len(found) <= 1
-        return found[0] if found else None
-
-    def ready(self, job: Job) -> bool:
-        return job.status == "todo" and (job.until is None or job.until <= self.now)
-
-    def line(self, lock: str) -> list[Job]:
-        """Return the jobs that wait for this lock, the best first."""
-        waiting = [
-            job
-            for job in self.jobs.values()
-            if job.lock == lock and job.status == "todo" and (self.ready(job) or job.holds)
-        ]
-        return sorted(waiting, key=lambda job: job.place)
-
-    def running(self, lock: str) -> Job | None:
-        found = [job for job in self.jobs.values() if job.lock == lock and job.status == "doing"]
-        assert len(found) <= 1, "two run under one lock"
-        return found[0] if found else None
-
-    def fetch(self, worker: int, capacity: int) -> list[Job]:
-        """Return the jobs that a fetch must claim, in order."""
-        queues = QUEUES[self.workers[worker][0]]
-        chosen: list[Job] = []
-        for job in sorted(self.jobs.values(), key=lambda job: job.place):
-            if len(chosen) == capacity:
-                break
-            if not self.ready(job) or (queues is not None and job.queue not in queues):
-                continue
-            if job.lock and (self.running(job.lock) or self.line(job.lock)[0] is not job):
-                continue
-            if job.lock and any(other.lock == job.lock for other in chosen):
-                continue
-            chosen.append(job)
-        return chosen
-
-    def claim(self, job: Job, worker: int, token: int) -> None:
-        job.status, job.worker, job.token, job.ended = "doing", worker, token, None
-
-    # How runs end
-
-    def decide(self, job: Job, outcome: dict[str, Any]) -> tuple[str, Any, int]:
-        """Return what an outcome makes of a job: status, retry decision, attempts that count."""
-        kind = outcome["outcome"]
-        if kind == "succeeded":
-            return "succeeded", None, 1
-        if kind in ("released", "unknown_task"):
-            if job.abort:
-                return "aborted", None, 1
-            if kind == "released":
-                return "todo", {}, 0
-            return ("todo", {"in": 1}, 0) if self.known(job) else ("failed", None, 1)
-        if job.abort or (kind == "aborted" and outcome.get("reason") != "shutdown"):
-            return kind, None, 1
-        decision = outcome["retry"] if "retry" in outcome else self.by_policy(job)
-        return (kind, None, 1) if decision is None else ("todo", decision, 1)
-
-    def known(self, job: Job) -> bool:
-        return any(
-            worker != job.worker
-            and job.task in KNOWS[name]
-            and (QUEUES[name] is None or job.queue in (QUEUES[name] or []))
-            and self.now - heartbeat < STALLED_AFTER
-            for worker, (name, heartbeat) in self.workers.items()
-        )
-
-    def by_policy(self, job: Job) -> dict[str, Any] | None:
-        runs = job.attempts - job.budget_from
-        if isinstance(job.policy, int):
-            return {"in": 0} if runs < job.policy else None
-        if job.policy and "wait" in job.policy:
-            return {"in": job.policy["wait"]} if runs < job.policy["max_attempts"] else None
-        return None
-
-    def end(self, job: Job, status: str, counts: int) -> None:
-        job.status, job.token, job.abort = status, None, False
-        job.attempts += counts
-
-    def put_back(self, job: Job, decision: dict[str, Any], counts: int) -> str:
-        """Let a running job wait again, or end it as superseded."""
-        if self.waits_for(job.queueing_lock):
-            self.end(job, "failed" if job.attempts + counts else "cancelled", counts)
-            return job.status
-        self.end(job, "todo", counts)
-        job.worker = None
-        job.priority = decision.get("priority", job.priority)
-        job.queue = decision.get("queue", job.queue)
-        job.lock = decision.get("lock", job.lock)
-        self.wait(job, decision.get("in", 0))
-        return "todo"
-
-    def wait(self, job: Job, seconds: int) -> None:
-        job.until = self.now + seconds if seconds > 0 else None
-        job.holds = bool(job.until and job.lock and job.attempts)
-
-    def finish(
-        self, plain: list[tuple[int, int]], keep: bool, outcomes: list[dict[str, Any]]
-    ) -> dict[tuple[int, int], tuple[str, str | None]]:
-        """Return the verdict and the status for each run."""
-        verdicts: dict[tuple[int, int], tuple[str, str | None]] = {}
-        late = []
-        for run in plain:
-            job = self.jobs.get(run[0])
-            if job and job.token == run[1]:
-                job.ended = run[1]
-                self.end(job, "succeeded", 1)
-                verdicts[run] = ("ok", "succeeded")
-                if not keep:
-                    del self.jobs[job.id]
-            else:
-                late.append((run, keep))
-        for run, kept in late:
-            verdicts[run] = self.late(run, kept)
-        late, back = [], []
-        decided = []
-        for outcome in outcomes:
-            run = (outcome["id"], outcome["token"])
-            job = self.jobs.get(run[0])
-            if job and job.token == run[1]:
-                decided.append((job, outcome, *self.decide(job, outcome)))
-            else:
-                late.append((run, outcome.get("keep", True)))
-        for job, outcome, status, decision, counts in decided:
-            run = (job.id, job.token or 0)
-            job.ended = job.token
-            if status == "todo" and job.queueing_lock:
-                back.append((job, run, decision, counts))
-            elif status == "todo":
-                verdicts[run] = ("ok", self.put_back(job, decision, counts))
-            else:
-                self.end(job, status, counts)
-                verdicts[run] = ("ok", status)
-                if not outcome.get("keep", True):
-                    del self.jobs[job.id]
-        # one by one, by id, because the first may take the queueing lock of the second
-        for job, run, decision, counts in sorted(back, key=lambda entry: entry[0].id):
-            verdicts[run] = ("ok", self.put_back(job, decision, counts))
-        for run, kept in late:
-            verdicts[run] = self.late(run, kept)
-        return verdicts
-
-    def late(self, run: tuple[int, int], keep: bool) -> tuple[str, str | None]:
-        job = self.jobs.get(run[0])
-        if job is None or job.ended != run[1]:
-            return ("stale", None)
-        if job.status != "todo" and not keep:
-            del self.jobs[job.id]
-            return ("already", None)
-        return ("already", job.status)
-
-    def rescue(self) -> list[tuple[str, int]]:
-        """Return what a tick does, and forget the dead."""
-        dead = {worker for worker, (_, heartbeat) in self.workers.items() if self.now - heartbeat >= STALLED_AFTER}
-        done = []
-        for job in sorted(self.jobs.values(), key=lambda job: job.id):
-            if job.status == "doing" and job.worker in dead:
-                allowed = MAX_RESCUES
-                if isinstance(job.policy, dict):
-                    allowed = job.policy.get("rescues", MAX_RESCUES)
-                if job.rescues >= allowed or job.abort:
-                    self.end(job, "failed", 1)
-                else:
-                    job.rescues += self.put_back(job, {}, 1) == "todo"
-                done.append(("rescued" if job.status == "todo" else job.status, job.id))
-        for worker in dead:
-            del self.workers[worker]
-        return done
-
-    def leave(self, worker: int) -> int:
-        held = [j for j in self.jobs.values() if j.status == "doing" and j.worker == worker]
-        for job in sorted(held, key=lambda job: job.id):
-            job.ended = job.token
-            if job.abort:
-                self.end(job, "aborted", 1)
-            else:
-                self.put_back(job, {}, 0)
-        del self.workers[worker]
-        return len(held)
-
-
-POLICIES = [None, None, 1, 3, {"wait": HOUR, "max_attempts": 2}, {"rescues": 0}, {"rescues": 3}]
-KINDS: list[dict[str, Any]] = [
-    {"outcome": "succeeded"},
-    {"outcome": "succeeded", "keep": False},
-    {"outcome": "failed"},
-    {"outcome": "failed"},
-    {"outcome": "failed", "keep": False},
-    {"outcome": "failed", "retry": None},
-    {"outcome": "aborted"},
-    {"outcome": "aborted", "reason": "user"},
-    {"outcome": "aborted", "reason": "shutdown"},
-    {"outcome": "released"},
-    {"outcome": "released"},
-    {"outcome": "unknown_task"},
+DECLARED = [
+    {"name": "hourly", "task": "t1", "cron": "0 * * * *"},
+    {"name": "nightly", "task": "t2", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "max_delay": 4 * HOUR},
+    {"name": "single", "task": "t2", "cron": "*/30 * * * *", "queueing_lock": "p", "args": {"n": 1}, "max_delay": 0},
 ]
+VIEWS = {
+    "jobs": "id, status, task, queue, args, headers, priority, lock, queueing_lock, attempts, deferred_at, "
+    "scheduled_at, started_at, finished_at, worker_id, abort_requested, error_class, error_message, result",
+    "events": "job_id, type, at, worker_id, detail",
+    "tasks": "name, source, queue, priority, lock, queueing_lock, retry, updated_at",
+    "workers": "id, name, queues, protocol, started_at, heartbeat_at, stalled_after, idle, live, running, info",
+    "locks": "lock, running_job_id, worker_id, running_since, next_job_id, next_queue, state, next_due_at, waiting",
+    "schedules": "name, kind, task, cron, timezone, args, catch_up, max_delay, queue, priority, lock, queueing_lock, "
+    "enabled, last_tick, next_tick, live, options, retry_at",
+}
+ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+\d\d:\d\d")
 
 
-class Walk:
-    """Random steps, each taken by the database and by the model."""
+def seen(value: Any) -> Any:
+    """Return a value with its times rounded to the half hour, because the two sides are called one after the other."""
+    if value == b"":
+        return None  # what a function gives that returns nothing
+    if isinstance(value, str) and ISO.fullmatch(value):
+        value = datetime.datetime.fromisoformat(value)
+    if isinstance(value, datetime.datetime):
+        value = int((value - datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)).total_seconds() * 1_000_000)
+    if isinstance(value, int) and value > 10**13:
+        return ("half hours", round(value / 1e6 / 1800))
+    if isinstance(value, dict):
+        return {key: seen(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [seen(item) for item in value]
+    return value
 
-    def __init__(self, db: Any, worker: Any, seed: int) -> None:
-        self.db = db
-        self.like = worker
-        self.random = random.Random(seed)
-        self.model = Model()
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """Return what a call gives, or how it is refused."""
+    try:
+        return list(call())
+    except psycopg.Error as error:
+        diag = error.diag
+        return (error.sqlstate, diag.message_primary, diag.message_detail, diag.message_hint, diag.constraint_name)
+
+
+def mostly(usual: Any, *others: Any) -> Any:
+    """Draw the usual value half of the time."""
+    return st.one_of(st.just(usual), st.sampled_from(others))
+
+
+# What is drawn
+
+NUMBERS = st.integers(0, 40)
+WORKERS = st.sampled_from(list(QUEUES))
+POLICIES = [1, 3, True, {"wait": HOUR, "max_attempts": 2}, {"rescues": 0}, {"rescues": 3}]
+POLICIES += [{"linear_wait": HOUR, "retry_exceptions": ["ValueError"]}, {"exponential_wait": 60, "max_wait": HOUR}]
+ODD = [{"wait": "x"}, {"hurry": 1}, -1, 1.5, [], "often"]
+JOBS = st.fixed_dictionaries(
+    {"task": st.sampled_from(["t1", "t2", "t3"])},
+    optional={
+        "queue": st.sampled_from("ab"),
+        "priority": st.sampled_from([0, 1, 2]),
+        "lock": mostly("x", "y"),
+        "queueing_lock": st.sampled_from("pq"),
+        "retry": st.sampled_from(POLICIES),
+        "schedule_in": st.sampled_from(["1 hours", "2 hours"]),
+        "args": st.sampled_from([{}, {"b": 1.50, "aa": [None, "é"], "c": {}}]),
+        "headers": st.just({"h": 1}),
+    },
+)
+REFUSED = st.sampled_from(
+    [
+        {"task": ""},
+        {"task": "t" * 129},
+        {"lock": ""},
+        {"queueing_lock": "q" * 513},
+        {"args": [1]},
+        {"args": "HUGE"},
+        {"headers": "text"},
+        {"priority": -(2**31)},
+        {"schedule_at": "1999-12-31T00:00:00+00:00"},
+        {"schedule_at": "infinity"},
+        {"schedule_at": "2030-01-01T00:00:00+00:00", "schedule_in": "1 hours"},
+        *({"retry": policy} for policy in ODD),
+    ]
+)
+CONFLICTS = st.sampled_from(["raise", "ignore", "replace"])
+PLACES = st.fixed_dictionaries(
+    {}, optional={"queue": st.sampled_from("ab"), "lock": st.sampled_from("xy"), "priority": st.sampled_from([0, 1, 2])}
+)
+ERRORS = st.sampled_from(
+    [
+        {"class": "ValueError", "message": "no", "traceback": "line 1"},
+        {"class": "shop.Closed", "ancestors": ["ValueError"], "message": None},
+        {"class": "KeyError", "ancestors": []},
+    ]
+)
+KINDS = st.sampled_from(
+    [
+        {"outcome": "succeeded"},
+        {"outcome": "succeeded", "result": {"n": 1.0}},
+        {"outcome": "succeeded", "result": "HUGE"},
+        {"outcome": "failed"},
+        {"outcome": "failed"},
+        {"outcome": "failed", "retry": None},
+        {"outcome": "failed", "retry": {"hurry": 1}},
+        {"outcome": "failed", "retry": {"queue": ""}},
+        {"outcome": "aborted"},
+        {"outcome": "aborted", "reason": "user"},
+        {"outcome": "aborted", "reason": "shutdown"},
+        {"outcome": "released"},
+        {"outcome": "unknown_task"},
+        {"outcome": "lost"},
+    ]
+)
+ENDS = st.lists(
+    st.one_of(
+        st.tuples(NUMBERS, st.none()),
+        st.tuples(NUMBERS, KINDS),
+        st.tuples(NUMBERS, st.builds(lambda kind, error: {**kind, "error": error}, KINDS, ERRORS)),
+        st.tuples(
+            NUMBERS,
+            st.builds(
+                lambda wait, place: {"outcome": "failed", "retry": {"in": wait, **place}},
+                st.sampled_from([0, HOUR]),
+                PLACES,
+            ),
+        ),
+    ),
+    max_size=5,
+)
+NONSENSE = st.sampled_from([3, {"id": "1"}, {"id": None}, {"token": 1.5}, {"keep": 1}, {"keep": None}, {"outcome": 1}])
+SCHEDULES = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["hourly", "mine", "yours"]),
+        "task": st.just("t3"),
+        "cron": st.sampled_from(["0 * * * *", "30 1-3 * * *", "@daily", "0 0 30 2 *", "soon"]),
+    },
+    optional={
+        "timezone": st.sampled_from(["Europe/Berlin", "Mars/Olympus"]),
+        "catch_up": st.sampled_from(["all", "none", "some"]),
+        "max_delay": st.sampled_from(["0", "2 hours"]),
+        "queueing_lock": st.just("q"),
+        "enabled": st.just(False),
+        "options": st.sampled_from([{"timestamp": True}, {"timestamp": 1}]),
+    },
+)
+
+
+DEFAULTS = st.fixed_dictionaries(
+    {"name": st.sampled_from(["t1", "t3"])},
+    optional={
+        "queue": st.just("b"),
+        "priority": st.just(2),
+        "lock": st.just("y"),
+        "queueing_lock": st.just("q"),
+        "retry": st.sampled_from(['{"wait": 3600}', "2", '"x"']),
+    },
+)
+SETTINGS = st.sampled_from(
+    [
+        {"name": "store_errors", "value": "false"},
+        {"name": "store_errors", "value": "true"},
+        {"name": "max_args_bytes", "value": "100"},
+        {"name": "max_rescues", "value": "3"},
+        {"name": "retention", "value": '{"succeeded": 3600, "failed": "2 hours", "aborted": null}'},
+    ]
+)
+ADMINISTRATION = st.one_of(
+    st.tuples(st.just("schedule"), SCHEDULES),
+    st.tuples(st.just("schedule"), SCHEDULES),
+    st.tuples(st.just("unschedule"), st.fixed_dictionaries({"name": st.sampled_from(["hourly", "mine", "single"])})),
+    st.tuples(st.just("register_task"), DEFAULTS),
+    st.tuples(st.just("set_setting"), SETTINGS),
+)
+
+
+def verdicts(rows: list[Any]) -> list[Any]:
+    """Return the verdicts in an answer of work_v1, by the ids of their jobs."""
+    return sorted(rows[-1][13] or [], key=lambda verdict: (verdict["id"], verdict["token"])) if rows else []
+
+
+class SideBySide(RuleBasedStateMachine):
+    """Random steps, each taken on both sides."""
+
+    shared: Any
+    counts: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared.empty()
+        self.there = self.shared.conn
+        self.there.adapters.register_loader("timestamptz", operations.MicrosecondsLoader)
+        self.here = InMemoryConnector()
+        self.tables = self.here._tables
         self.runs: list[tuple[int, int]] = []
         self.ids: dict[str, int] = {}
-        self.steps: list[str] = []
-        self.seen: Counter[str] = Counter()
-        db.set("max_rescues", MAX_RESCUES)
-        db.conn.execute("select procrastinate.enable_test_clock()")
+        self.there.execute("select procrastinate.enable_test_clock()")
+        self.there.execute("select procrastinate.advance(%s - procrastinate.now_())", [BEGIN])
+        self.here.advance(BEGIN - self.here.advance(0))
+
+    @initialize(jobs=st.lists(JOBS, max_size=12))
+    def begin(self, jobs: list[dict[str, Any]]) -> None:
+        self.both("set_setting", name="max_rescues", value="1")
         # serves no queue, so that its fetch does nothing but look at what has become due
-        self.looker = db.worker("looker", queues=[], stalled_after="1000 days")
+        ((self.looker,),) = self.both("register_worker_v1", name="looker", queues=[], stalled_after="1000 days")
         for name in QUEUES:
             self.register(name)
+        self.both("defer_many", jobs=json.dumps(jobs), on_conflict="ignore")
 
-    def take(self, steps: int) -> None:
-        """Take so many steps, and tell which they were if one goes wrong."""
-        weights: dict[Callable[[], Any], int] = {
-            self.defer: 6,
-            self.defer_many: 3,
-            self.fetch: 6,
-            self.finish: 6,
-            self.work: 8,
-            self.cancel: 3,
-            self.retry: 2,
-            self.purge: 1,
-            self.an_hour_passes: 3,
-            self.a_night_passes: 1,
-            self.tick: 1,
-            self.worker: 1,
-            self.leave: 1,
-        }
-        for step in self.random.choices(list(weights), list(weights.values()), k=steps):
-            try:
-                step()
-                self.check()
-            except BaseException as exc:
-                exc.add_note("\n".join(["The steps were:", *self.steps]))
-                raise
+    # Calling
 
-    def check(self) -> None:
-        """Compare every job and every lock."""
-        rows = self.db.rows(f"select id, {SEEN} from procrastinate.jobs")
-        assert len(rows) == len(self.model.jobs)
-        assert {row[0]: tuple(row[1:]) for row in rows} == {job.id: job.seen() for job in self.model.jobs.values()}
-        rows = self.db.rows("select lock, running_job_id, next_job_id, waiting from procrastinate.locks")
-        expected = set()
-        for lock in ("x", "y"):
-            running, line = self.model.running(lock), self.model.line(lock)
-            if running or line:
-                head = line[0].id if line else None
-                expected.add((lock, running and running.id, head, len(line)))
-        assert {tuple(row) for row in rows} == expected
-        # where a job waits for its lock, another holds it, or comes before it
-        forgotten = self.db.rows("""
+    def both(self, source: str, **args: Any) -> list[Any]:
+        """Return the rows that a call gives on both sides; none if both refuse it."""
+        args = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in args.items()}
+        call: Call[list[Any]] = Call(source, args, list)
+        there = attempt(lambda: operations.run(self.there, call, binary=True))
+        here = attempt(lambda: self.here.run_for_worker(call))
+        if isinstance(there, list) and isinstance(here, list):
+            compared = [self.compared(source, rows) for rows in (here, there)]
+        else:
+            compared = [here, there]
+        assert seen(compared[0]) == seen(compared[1]), f"{source}: in memory {here}, in PostgreSQL {there}"
+        if isinstance(there, tuple):
+            self.counts[f"{source} refused with {there[0]}"] += 1
+            return []
+        return there
+
+    def compared(self, source: str, rows: list[Any]) -> list[Any]:
+        """Return that of an answer in which both sides must agree."""
+        match source:
+            case "idle_v1":
+                # "may be ready" there
+                return [rows[0][1]]
+            case "fetch_v1":
+                # those of one call get their tokens in any order
+                return [sorted(row[1] for row in rows), *((row[0], *row[2:]) for row in rows)]
+            case "work_v1":
+                # where the next scan begins is no concern of the other side
+                return [*self.compared("fetch_v1", rows[:-1]), verdicts(rows)]
+            case _:
+                return rows
+
+    @invariant()
+    def same(self) -> None:
+        self.compare("jobs", "events", "locks")
+
+    def teardown(self) -> None:
+        self.compare("tasks", "workers", "schedules")
+
+    def compare(self, *views: str) -> None:
+        for view in views:
+            columns = VIEWS[view]
+            there = operations.run(self.there, Call(view, {}, list, columns.split(", ")), binary=True)
+            here = self.here.run(Call(view, {}, list, columns.split(", ")))
+            shown = [sorted(repr(seen(row)) for row in rows) for rows in (here, there)]
+            only = [[row for row in shown[n] if row not in shown[1 - n]] for n in (0, 1)]
+            assert shown[0] == shown[1], f"{view}: only in memory {only[0]}, only in PostgreSQL {only[1]}"
+
+    @invariant()
+    def no_lock_is_forgotten(self) -> None:
+        """Where a job waits for its lock, another holds it, or comes before it."""
+        query = """
             select lock from procrastinate.job where lock is not null group by lock
             having bool_or(state in ('w', 'b')) and not bool_or(state in ('r', 'h', 'x'))
-        """)
-        assert forgotten == []
+        """
+        assert self.there.execute(query).fetchall() == []
 
-    def told(self, function: str, **arguments: Any) -> None:
-        self.steps.append(f"{function} {arguments}")
-
-    def advance(self, seconds: int) -> None:
-        self.told("advance", seconds=seconds)
-        self.db.conn.execute(f"select procrastinate.advance('{seconds} seconds')")
-        self.model.now += seconds
-        assert self.looker.fetch() == []
-
-    def register(self, name: str) -> None:
-        worker = self.db.worker(
-            name,
-            queues=QUEUES[name],
-            tasks={task: {} for task in KNOWS[name]},
-            stalled_after=f"{STALLED_AFTER} seconds",
-        )
-        self.told("register", name=name, id=worker.id)
-        self.ids[name] = worker.id
-        self.model.workers[worker.id] = (name, self.model.now)
-
-    def worker(self) -> Any:
-        """Return a worker; one that was found dead learns it and registers anew."""
-        name = self.random.choice(list(QUEUES))
-        worker = self.like(self.db, self.ids[name])
-        self.told("heartbeat", worker=worker.id)
-        told = worker.heartbeat()
-        assert told.registered == (worker.id in self.model.workers)
-        aborted = [j.id for j in self.model.jobs.values() if j.abort and j.worker == worker.id]
-        assert told.abort == sorted(aborted)
-        self.seen["told to abort"] += len(aborted)
-        if worker.id not in self.model.workers:
-            with self.db.refused("JQ004"):
-                worker.fetch()
-            self.seen["registered anew"] += 1
-            self.register(name)
-            worker = self.like(self.db, self.ids[name])
-        self.model.workers[worker.id] = (name, self.model.now)
-        return worker
-
-    def expect(self, error: str | None, function: Any, *jobs: Any, **arguments: Any) -> Any:
-        """Return what the call returns, or None where it is refused with this SQLSTATE."""
-        self.told(function.__name__, jobs=jobs, **arguments)
-        if error is None:
-            return function(*jobs, **arguments)
-        self.seen[f"{function.__name__} refused with {error}"] += 1
-        with self.db.refused(error):
-            function(*jobs, **arguments)
-        return None
-
-    # Deferring
-
-    def job(self) -> dict[str, Any]:
-        choose = self.random.choice
-        return {
-            "task": choose(["t1", "t2", "t3"]),
-            "queue": choose("ab"),
-            "priority": choose([0, 0, 1, 2]),
-            "lock": choose([None, "x", "x", "y"]),
-            "queueing_lock": choose([None, None, "p", "q"]),
-            "retry": choose(POLICIES),
-            "schedule_in": choose([None, None, None, "1 hours", "2 hours"]),
-        }
-
-    def deferred(self, job_id: int, options: dict[str, Any]) -> None:
-        names = ("task", "queue", "priority", "lock", "queueing_lock", "retry")
-        job = Job(job_id, *(options[name] for name in names))
-        wait = options["schedule_in"]
-        job.until = self.model.now + int(wait[0]) * HOUR if wait else None
-        self.model.jobs[job_id] = job
-
-    def met(self, waiting: Job, options: dict[str, Any], on_conflict: str) -> None:
-        self.seen[f"defer would {on_conflict}"] += 1
-        if on_conflict == "replace":
-            self.deferred(waiting.id, options)
-            new = self.model.jobs[waiting.id]
-            new.attempts = new.budget_from = waiting.attempts
-            new.ended = waiting.ended
-
-    def defer(self) -> None:
-        options, on_conflict = self.job(), self.random.choice(["raise", "ignore", "replace"])
-        waiting = self.model.waits_for(options["queueing_lock"])
-        error = "23505" if waiting and on_conflict == "raise" else None
-        job_id = self.expect(error, self.db.defer, on_conflict=on_conflict, **options)
-        if waiting is None:
-            assert job_id not in self.model.jobs
-            self.deferred(job_id, options)
-        elif error is None:
-            assert job_id == waiting.id
-            self.met(waiting, options, on_conflict)
-
-    def defer_many(self) -> None:
-        batch = [self.job() for _ in range(self.random.randrange(6))]
-        on_conflict = self.random.choice(["raise", "ignore", "replace"])
-        wanted = [options["queueing_lock"] for options in batch if options["queueing_lock"]]
-        taken = [name for name in wanted if wanted.count(name) > 1 or self.model.waits_for(name)]
-        error = "23505" if taken and on_conflict == "raise" else None
-        rows = self.expect(error, self.db.defer_many, *batch, on_conflict=on_conflict)
-        if error:
-            return
-        assert [row.ord for row in rows] == list(range(1, len(batch) + 1))
-        created = [row.id for row in rows if row.created]
-        assert created == sorted(created)
-        for row, options in zip(rows, batch, strict=True):
-            waiting = self.model.waits_for(options["queueing_lock"])
-            assert row.created == (waiting is None)
-            if waiting is None:
-                self.deferred(row.id, options)
-            else:
-                assert row.id == waiting.id
-                self.met(waiting, options, on_conflict)
-
-    # Working
-
-    def claimed(self, worker: int, fetched: list[Any]) -> None:
-        expected = self.model.fetch(worker, len(self.model.jobs))[: self.capacity]
-        assert [job.id for job in fetched] == [job.id for job in expected]
-        for row, job in zip(fetched, expected, strict=True):
-            assert all(row.token > token for _, token in self.runs)
-            assert (row.task, row.queue, row.priority) == (job.task, job.queue, job.priority)
-            assert (row.attempts, row.abort_requested) == (job.attempts, False)
-            self.seen["fetched under a lock" if job.lock else "fetched"] += 1
-            self.seen["fetched with others behind"] += bool(job.lock and len(self.model.line(job.lock)) > 1)
-            self.seen["fetched again"] += job.attempts > 0
-            self.model.claim(job, worker, row.token)
-        self.runs += [(row.id, row.token) for row in fetched]
-
-    def fetch(self) -> None:
-        worker, self.capacity = self.worker(), self.random.randrange(5)
-        self.told("fetch", worker=worker.id, capacity=self.capacity)
-        self.claimed(worker.id, worker.fetch(self.capacity))
-
-    def ends(self) -> dict[str, Any]:
-        """Return ends of some runs: mostly of those that go on, of any worker."""
-        now = [run for run in self.runs if (j := self.model.jobs.get(run[0])) and j.token == run[1]]
-        pool = now * 3 + self.runs[-4:]
-        chosen = {self.random.choice(pool) for _ in range(self.random.randrange(6)) if pool}
-        plain, outcomes = [], []
-        for run in sorted(chosen):
-            if self.random.random() < 0.3:
-                plain.append(run)
-                continue
-            kind = self.random.choice(KINDS)
-            if kind["outcome"] in ("failed", "aborted") and self.random.random() < 0.2:
-                decision = {"in": self.random.choice([0, HOUR]), **self.changes()}
-                kind = kind | {"retry": decision}
-            outcomes.append({"id": run[0], "token": run[1]} | kind)
-        return {
-            "succeeded": [run[0] for run in plain],
-            "tokens": [run[1] for run in plain],
-            "outcomes": outcomes,
-            "keep": self.random.random() < 0.7,
-        }
-
-    def changes(self) -> dict[str, Any]:
-        choose = self.random.choice
-        changes = {
-            "queue": choose([None, "a", "b"]),
-            "lock": choose([None, "x", "y"]),
-            "priority": choose([None, 0, 1, 2]),
-        }
-        return {name: value for name, value in changes.items() if value is not None}
-
-    def judged(self, ends: dict[str, Any], got: dict[Any, Any]) -> None:
-        plain = list(zip(ends["succeeded"], ends["tokens"], strict=True))
-        expected = self.model.finish(plain, ends["keep"], ends["outcomes"])
-        assert dict.fromkeys(plain, ("ok", "succeeded")) | got == expected
-        for verdict, status in expected.values():
-            self.seen[f"{verdict} {status}"] += 1
-
-    def let_a_second_pass(self, ends: dict[str, Any]) -> None:
-        # that is what an unknown task waits; else real time would decide whether it is over
-        if any(outcome["outcome"] == "unknown_task" for outcome in ends["outcomes"]):
-            self.advance(1)
-
-    def finish(self) -> None:
-        worker, ends = self.worker(), self.ends()
-        self.told("finish", worker=worker.id, **ends)
-        rows = self.db.call("finish_v1", worker_id=worker.id, **ends)
-        self.judged(ends, {(row.id, row.token): (row.verdict, row.status) for row in rows})
-        self.let_a_second_pass(ends)
-
-    def work(self) -> None:
-        worker, ends, self.capacity = self.worker(), self.ends(), self.random.randrange(4)
-        self.told("work", worker=worker.id, capacity=self.capacity, **ends)
-        *fetched, last = self.db.call(
-            "work_v1", worker_id=worker.id, capacity=self.capacity, extra=0, scan_from=None, **ends
-        )
-        verdicts = last.verdicts or []
-        self.judged(ends, {(v["id"], v["token"]): (v["verdict"], v.get("status")) for v in verdicts})
-        self.claimed(worker.id, fetched)
-        self.let_a_second_pass(ends)
-
-    # People
-
-    def some_id(self) -> int:
-        doing = [job.id for job in self.model.jobs.values() if job.status == "doing"]
-        return self.random.choice([*self.model.jobs, *doing * 3, 10**6])
-
-    def cancel(self) -> None:
-        job_id, abort, delete = self.some_id(), *self.random.choices([True, False], k=2)
-        job = self.model.jobs.get(job_id)
-        expected = None
-        if job and job.status == "todo":
-            expected = "deleted" if delete else "cancelled"
-            job.status = "cancelled"
-            if delete:
-                del self.model.jobs[job_id]
-        elif job and job.status == "doing" and abort:
-            expected = "abort_requested"
-            job.abort = True
-        assert self.expect(None, self.db.cancel, job_id, abort=abort, delete=delete) == expected
-        self.seen[f"cancel: {expected}"] += 1
-
-    def retry(self) -> None:
-        job_id, wait, changes = self.some_id(), self.random.randrange(3), self.changes()
-        job = self.model.jobs.get(job_id)
-        error = None
-        if job and job.status == "todo":
-            error = "JQ003"
-        elif job and self.model.waits_for(job.queueing_lock):
-            error = "23505"
-        schedule_in = f"{wait} hours" if wait else None
-        done = self.expect(error, self.db.retry, job_id, schedule_in=schedule_in, **changes)
-        if error:
-            return
-        assert done == (job is not None)
-        if job is None:
-            return
-        self.seen[f"retry of {job.status}"] += 1
-        if job.status != "doing":
-            job.rescues = 0
-        self.model.put_back(job, changes | {"in": wait * HOUR}, counts=job.status == "doing")
-        job.budget_from = job.attempts
-
-    def purge(self) -> None:
-        kinds = ["succeeded", "failed", "aborted", "cancelled"]
-        statuses = self.random.sample(kinds, self.random.randrange(3))
-        gone = [job.id for job in self.model.jobs.values() if job.status in statuses]
-        self.told("purge", statuses=statuses)
-        assert self.db.value("purge", older_than="0", statuses=statuses) == len(gone)
-        self.seen["purged"] += len(gone)
-        for job_id in gone:
-            del self.model.jobs[job_id]
+    def some_id(self, number: int) -> int:
+        jobs = self.here.jobs
+        begun = [job_id for job_id, job in jobs.items() if job["status"] != "todo"]
+        pool = [*jobs, *begun * 2, 10**6]
+        return pool[number % len(pool)]
 
     # Time
 
-    def an_hour_passes(self) -> None:
-        self.advance(HOUR)
+    def pass_time(self, seconds: int) -> None:
+        self.there.execute("select procrastinate.advance(make_interval(secs => %s))", [seconds])
+        self.here.advance(seconds)
+        assert self.both("fetch_v1", worker_id=self.looker, capacity=1) == []
 
-    def a_night_passes(self) -> None:
-        """So long that all workers are dead but the one that gives a heartbeat, if it does."""
-        self.advance(8 * HOUR)
-        if self.random.random() < 0.5:
-            self.worker()
-        self.tick()
+    @rule(hours=mostly(1, 2, 8), alive=st.lists(WORKERS, max_size=2), ticks=st.booleans())
+    def advance(self, hours: int, alive: list[str], ticks: bool) -> None:
+        self.pass_time(hours * HOUR)
+        for name in alive:
+            self.worker(name)
+        if ticks:
+            self.tick()
 
+    @rule()
     def tick(self) -> None:
-        self.told("tick")
-        expected = self.model.rescue()
-        assert self.db.tick() == expected
-        self.seen.update(f"tick: {kind}" for kind, _ in expected)
+        for kind, *_ in self.both("tick_v1")[:-1]:
+            self.counts[f"tick: {kind}"] += 1
 
-    def leave(self) -> None:
-        worker = self.worker()
-        name, _ = self.model.workers[worker.id]
-        self.told("leave", worker=worker.id)
-        assert worker.unregister() == self.model.leave(worker.id)
-        self.register(name)
+    # Coming and going
+
+    def register(self, name: str, declares: int = 0) -> None:
+        tasks = {task: {"retry": 1} if task == "t2" else {} for task in KNOWS[name]}
+        rows = self.both(
+            "register_worker_v1",
+            name=name,
+            queues=QUEUES[name],
+            tasks=tasks,
+            stalled_after=STALLED_AFTER,
+            schedules=json.dumps(DECLARED[:declares]),
+        )
+        self.ids[name] = rows[0][0] if rows else 0
+
+    def worker(self, name: str) -> int:
+        """Return a worker; one that was found dead learns it and registers anew."""
+        ((registered, abort, *_),) = self.both("heartbeat_v1", worker_id=self.ids[name])
+        self.counts["told to abort"] += len(abort)
+        if not registered:
+            assert self.both("fetch_v1", worker_id=self.ids[name]) == []
+            self.counts["registered anew"] += 1
+            self.register(name)
+        return self.ids[name]
+
+    @rule(name=WORKERS)
+    def heartbeat(self, name: str) -> None:
+        self.worker(name)
+
+    @rule(name=WORKERS)
+    def idle(self, name: str) -> None:
+        self.both("idle_v1", worker_id=self.worker(name))
+
+    @rule(name=WORKERS, declares=st.integers(0, 3))
+    def leave(self, name: str, declares: int) -> None:
+        worker_id = self.worker(name)
+        self.both("held_v1", worker_id=worker_id)
+        self.both("unregister_worker_v1", worker_id=worker_id)
+        self.register(name, declares)
+
+    # Deferring
+
+    @rule(job=JOBS, on_conflict=CONFLICTS)
+    def defer(self, job: dict[str, Any], on_conflict: str) -> None:
+        job = {key: json.dumps(job[key]) if key in ("retry", "args", "headers") else job[key] for key in job}
+        self.both("defer", **job, on_conflict=on_conflict)
+
+    @rule(jobs=st.lists(JOBS, max_size=6), on_conflict=CONFLICTS)
+    def defer_several(self, jobs: list[dict[str, Any]], on_conflict: str) -> None:
+        rows = self.both("defer_many", jobs=json.dumps(jobs), on_conflict=on_conflict)
+        self.counts[f"defer would {on_conflict}"] += sum(not created for _, _, created in rows)
+
+    # Said twice, for these are drawn more often than others.
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=6))
+    def defer_many(self, jobs: list[dict[str, Any]]) -> None:
+        self.defer_several(jobs, "ignore")
+
+    @rule(name=WORKERS)
+    def fetch_some(self, name: str) -> None:
+        self.fetch(name, 3)
+
+    @rule(name=WORKERS, drawn=ENDS)
+    def work_on(self, name: str, drawn: list[tuple[int, Any]]) -> None:
+        self.work(name, drawn, True, 3, 0)
+
+    @rule(name=WORKERS, drawn=ENDS)
+    def work_on_too(self, name: str, drawn: list[tuple[int, Any]]) -> None:
+        self.work(name, drawn, True, 2, 1)
+
+    @rule(bad=REFUSED, many=st.booleans())
+    def defer_badly(self, bad: dict[str, Any], many: bool) -> None:
+        job: dict[str, Any] = {"task": "t1"} | bad | ({"args": {"a": "x" * 2**20}} if bad.get("args") == "HUGE" else {})
+        if many:
+            self.both("defer_many", jobs=json.dumps([{"task": "t1"}, job]))
+        else:
+            self.both("defer", **{k: json.dumps(v) if k in ("args", "headers", "retry") else v for k, v in job.items()})
+
+    # Working
+
+    def claimed(self, rows: list[Any]) -> None:
+        last = max((token for _, token in self.runs), default=0)
+        for job_id, token, _, _, _, _, attempts, _, lock, *_ in rows:
+            assert token > last
+            self.tables.put(self.tables.job[job_id], token=token)
+            self.counts["fetched under a lock" if lock else "fetched"] += 1
+            self.counts["fetched again"] += attempts > 0
+            self.runs.append((job_id, token))
+
+    @rule(name=WORKERS, capacity=NUMBERS.map(lambda number: number % 5))
+    def fetch(self, name: str, capacity: int) -> None:
+        self.claimed(self.both("fetch_v1", worker_id=self.worker(name), capacity=capacity))
+
+    def ends(self, drawn: list[tuple[int, Any]], keep: bool) -> dict[str, Any]:
+        """Return ends of some runs: mostly of those that go on, of any worker."""
+        jobs = self.here.jobs
+        now = [run for run in self.runs if run[0] in jobs and jobs[run[0]]["status"] == "doing"]
+        pool = now * 3 + self.runs[-4:]
+        chosen = {pool[number % len(pool)]: kind for number, kind in drawn if pool}
+        plain = [run for run, kind in chosen.items() if kind is None]
+        others = [{"id": run[0], "token": run[1], **kind} for run, kind in chosen.items() if kind is not None]
+        others = [outcome | ({} if n % 3 else {"keep": keep}) for n, outcome in enumerate(others)]
+        numbers = [f"{{{','.join(str(run[n]) for run in plain)}}}" for n in (0, 1)]
+        return {
+            "succeeded": numbers[0],
+            "tokens": numbers[1],
+            "outcomes": json.dumps(others).replace("HUGE", "x" * 65535),
+            "keep": keep,
+        }
+
+    def judged(self, verdicts: list[tuple[str, str | None]]) -> None:
+        for verdict, status in verdicts:
+            self.counts[f"{verdict} {status}"] += 1
+        # that is what an unknown task waits; else real time would decide whether it is over
+        self.pass_time(1)
+
+    @rule(name=WORKERS, drawn=ENDS, keep=st.booleans())
+    def finish(self, name: str, drawn: list[tuple[int, Any]], keep: bool) -> None:
+        rows = self.both("finish_v1", worker_id=self.worker(name), **self.ends(drawn, keep))
+        self.judged([(row[2], row[5]) for row in rows])
+
+    @rule(
+        name=WORKERS,
+        drawn=ENDS,
+        keep=st.booleans(),
+        capacity=NUMBERS.map(lambda number: number % 4),
+        extra=mostly(0, 1, 3),
+    )
+    def work(self, name: str, drawn: list[tuple[int, Any]], keep: bool, capacity: int, extra: int) -> None:
+        room = {"capacity": capacity, "extra": extra, "scan_from": None}
+        rows = self.both("work_v1", worker_id=self.worker(name), **self.ends(drawn, keep), **room)
+        self.claimed([row[:13] for row in rows[:-1]])
+        self.judged([(verdict["verdict"], verdict.get("status")) for verdict in verdicts(rows)])
+
+    @rule(name=WORKERS, nonsense=NONSENSE, number=NUMBERS)
+    def finish_badly(self, name: str, nonsense: Any, number: int) -> None:
+        job_id, token = self.runs[number % len(self.runs)] if self.runs else (1, 1)
+        told = {"id": job_id, "token": token, "outcome": "failed"}
+        told = {**told, **nonsense} if isinstance(nonsense, dict) else nonsense
+        outcomes = [told, {"id": job_id, "token": token, "outcome": "released"}, told]
+        self.both("finish_v1", worker_id=self.worker(name), outcomes=json.dumps(outcomes))
+        self.pass_time(1)
+
+    @precondition(lambda self: self.runs)
+    @rule(number=NUMBERS, result=st.sampled_from([None, '{"a": 1}']))
+    def complete(self, number: int, result: str | None) -> None:
+        job_id, token = self.runs[-1 - number % len(self.runs)]
+        self.both("complete_v1", job_id=job_id, token=token, result=result)
+
+    # People
+
+    @rule(number=NUMBERS, abort=st.booleans(), delete=st.booleans())
+    def cancel(self, number: int, abort: bool, delete: bool) -> None:
+        ((answer,),) = self.both("cancel", job_id=self.some_id(number), abort=abort, delete=delete)
+        self.counts[f"cancel: {answer}"] += 1
+
+    @rule(number=NUMBERS, wait=st.sampled_from([None, "1 hours", "2 hours"]), place=PLACES)
+    def retry(self, number: int, wait: str | None, place: dict[str, Any]) -> None:
+        job_id = self.some_id(number)
+        before = self.here.jobs.get(job_id, {"status": None})["status"]
+        if self.both("retry", job_id=job_id, schedule_in=wait, **place):
+            self.counts[f"retry of {before}"] += 1
+
+    @rule(
+        statuses=st.lists(st.sampled_from(["succeeded", "failed", "aborted", "cancelled", "todo"]), max_size=2),
+        older_than=st.sampled_from(["0", "1 hours"]),
+        queue=mostly(None, "a"),
+    )
+    def purge(self, statuses: list[str], older_than: str, queue: str | None) -> None:
+        for (count,) in self.both("purge", older_than=older_than, statuses=statuses, queue=queue):
+            self.counts["purged"] += count
+
+    @rule(act=ADMINISTRATION)
+    def administer(self, act: tuple[str, dict[str, Any]]) -> None:
+        self.both(act[0], **act[1])
 
 
-def walk(db: Any, worker: Any, shared: Any, seed: int, steps: int = 100) -> Counter[str]:
-    shared.empty()
-    found = Walk(db, type(worker), seed)
-    found.take(steps)
-    return found.seen
+def drive(shared: Any, examples: int, steps: int = 50, **more: Any) -> Counter[str]:
+    """Let both sides take as many walks of as many steps; return what happened."""
+    machine = type("Walk", (SideBySide,), {"shared": shared, "counts": Counter()})
+    options: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None, "max_examples": examples}
+    checks = list(HealthCheck)
+    run_state_machine_as_test(
+        machine, settings=settings(stateful_step_count=steps, suppress_health_check=checks, **(options | more))
+    )
+    return machine.counts
 
 
-# what a walk can come across: each must happen, else the walks test less than they seem to
-EVERYTHING = """
-    already aborted, already failed, already succeeded, already todo, cancel: None,
-    cancel: abort_requested, cancel: cancelled, cancel: deleted, defer would ignore,
-    defer would replace, defer refused with 23505, defer_many refused with 23505, fetched,
-    fetched again, fetched under a lock, fetched with others behind, ok aborted, ok cancelled,
-    ok failed, ok succeeded, ok todo, purged, registered anew, retry of aborted,
-    retry of cancelled, retry of doing, retry of failed, retry of succeeded,
-    retry refused with 23505, retry refused with JQ003, stale None, tick: failed, tick: rescued,
-    told to abort
+# what walks come across: each must happen, else they test less than they seem to
+OFTEN = """
+    already succeeded, already todo, cancel: None, cancel: cancelled, defer would ignore, defer would replace, fetched,
+    fetched again, fetched under a lock, ok failed, ok succeeded, ok todo, refused None, registered anew,
+    retry refused with JQ003, stale None
+"""
+IN_TIME = """
+    already aborted, already cancelled, already failed, cancel: abort_requested, cancel: deleted,
+    complete_v1 refused with JQ002, defer refused with 23505, defer_many refused with 23505, ok aborted, ok cancelled,
+    purged, retry of aborted, retry of cancelled, retry of doing, retry of failed, retry of succeeded,
+    retry refused with 23505, schedule refused with JQ022, tick: failed, tick: rescued, tick: scheduled, tick: skipped,
+    told to abort, unschedule refused with JQ022
 """
 
 
-def test_whatever_is_called_jobs_and_locks_are_as_the_model_says(db, worker, shared):
-    seen: Counter[str] = Counter()
-    for seed in range(20):
-        seen += walk(db, worker, shared, seed)
-    missing = {what.strip() for what in EVERYTHING.split(",")} - seen.keys()
-    assert missing == set()
+def missing(happened: Counter[str], *lists: str) -> set[str]:
+    return {" ".join(what.split()) for listed in lists for what in listed.split(",")} - happened.keys()
+
+
+def test_whatever_is_called_both_sides_answer_alike(shared):
+    assert missing(drive(shared, 40), OFTEN) == set()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("hundred", range(1, 6))
-def test_on_longer_walks_they_are_too(db, worker, shared, hundred):
-    for seed in range(hundred * 100, hundred * 100 + 100):
-        walk(db, worker, shared, seed, steps=200)
-
-
-def forgets_locks(self: Model, lock: str) -> Job | None:
-    return None
-
-
-def takes_any(self: Model, worker: int, capacity: int) -> list[Job]:
-    return [job for job in self.jobs.values() if self.ready(job)][:capacity]
-
-
-def retries_no_failure(self: Model, job: Job) -> dict[str, Any] | None:
-    return None
-
-
-def keeps_no_late_run(self: Model, run: tuple[int, int], keep: bool) -> tuple[str, str | None]:
-    return ("stale", None)
+def test_on_many_longer_walks_they_do_too(shared):
+    assert missing(drive(shared, 1000, steps=100, derandomize=False, print_blob=True), OFTEN, IN_TIME) == set()
 
 
 @pytest.mark.parametrize(
-    ("method", "wrong"),
-    [("running", forgets_locks), ("fetch", takes_any), ("by_policy", retries_no_failure), ("late", keeps_no_late_run)],
+    ("module", "rule", "wrong"),
+    [
+        (line, "in_line", lambda job, at: line.ready(job, at)),
+        (fetch, "choose", lambda tables, worker, capacity, extra, at: list(tables.job.values())[:capacity]),
+        (outcomes, "retry_at", lambda *_: None),
+        (finish, "_late", lambda tables, job_id, token, keep: {"id": job_id, "token": token, "verdict": "stale"}),
+    ],
+    ids=["forgets who waits for a retry", "takes any", "retries no failure", "keeps no late run"],
 )
-def test_a_model_that_is_wrong_is_noticed(db, worker, shared, monkeypatch, method, wrong):
+def test_a_rule_that_is_wrong_is_noticed(shared, monkeypatch, module, rule, wrong):
     """Else the test above would prove little."""
-    monkeypatch.setattr(Model, method, wrong)
-
-    def walks():
-        for seed in range(20):
-            walk(db, worker, shared, seed)
-
-    with pytest.raises(AssertionError) as raised:
-        walks()
-    assert "The steps were" in raised.value.__notes__[0]
+    monkeypatch.setattr(module, rule, wrong)
+    with pytest.raises(AssertionError):
+        drive(shared, 100, phases=[Phase.generate])
