@@ -41,6 +41,7 @@ def test_healthchecks(dsn: str, capfd: Any) -> None:
     ]
 
 
+@pytest.mark.scenario(77)
 @pytest.mark.parametrize(
     ("statement", "complaint"),
     [

@@ -70,6 +70,7 @@ def test_djangos_tools_see_the_call(dsn: str) -> None:
     assert [query["sql"] for query in queries] == ["select * from procrastinate.defer(task => 't', args => '{}')"]
 
 
+@pytest.mark.scenario(29)
 def test_errors_are_this_packages(jobs: Any) -> None:
     locked = app.configure_task("t", queueing_lock="l")
     locked.defer()

@@ -101,6 +101,7 @@ class Keep:
         return app_label != "procrastinate"
 
 
+@pytest.mark.scenario(75)
 def test_models_and_migrations_agree(dsn: str) -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
 

@@ -66,6 +66,7 @@ def test_workers_and_schedules(dsn: str, conn: Any) -> None:
     assert str(other) == "t:x: 0 6 * * *"
 
 
+@pytest.mark.scenario(77)
 @pytest.mark.parametrize("setting", [True, False])
 def test_nothing_can_be_written(dsn: str, setting: bool) -> None:
     app.configure_task("t").defer()

@@ -35,6 +35,7 @@ def work() -> None:
     app.run_worker(wait=False, install_signal_handlers=False)
 
 
+@pytest.mark.scenario(77)
 def test_tasks_use_the_orm_and_leave_no_session(dsn: str, conn: Any, jobs: Any) -> None:
     @app.task(name="sync")
     def sync() -> None:
