@@ -10,6 +10,7 @@ declare
   v_now timestamptz;
   v_at timestamptz := schedule_at;
   v_id bigint;
+  v_created boolean := true;
 begin
   select c.* into v_config from procrastinate.config as c;
   v_now := clock_timestamp() + v_config.clock_offset;
@@ -45,9 +46,14 @@ begin
             case when v_at > v_now then 's' else 'r' end)
     returning id into v_id;
   else
-    v_id := abs(procrastinate._defer_once(
+    v_id := procrastinate._defer_once(
       task, queue, priority, lock, queueing_lock, v_at, args, headers, retry, v_now, on_conflict,
-      nextval('procrastinate.job_id_seq')));
+      nextval('procrastinate.job_id_seq'));
+    v_created := v_id > 0;
+    v_id := abs(v_id);
+  end if;
+  if 'deferred' = any (v_config.sql_hooks) and v_created then
+    perform procrastinate._call_hooks('deferred', array[v_id]);
   end if;
   perform procrastinate._wake(array[queue]);
   return v_id;
@@ -104,28 +110,31 @@ begin
     end loop;
     return query select u.ord, abs(u.id), u.id > 0 from unnest(v_ords, v_ids) as u (ord, id) order by u.ord;
   else
-    return query
-      with p as materialized (select * from procrastinate._parse_jobs(defer_many.jobs, v_now, v_config.max_args_bytes)),
-      i as (
-        insert into procrastinate.job (task, queue, rank, lock, args, headers, retry, deferred_at, scheduled_at, state)
-        select p.task, p.queue, -p.priority, p.lock, p.args, p.headers, p.retry, v_now, p.scheduled_at,
-               case when p.scheduled_at > v_now then 's'
-                    when p.lock is null then 'r'
-                    -- the best of a lock becomes its candidate, the rest line up behind it at once
-                    when row_number() over (
-                      partition by p.lock, p.scheduled_at > v_now order by p.priority desc, p.ord) = 1 then 'r'
-                    else 'w'
-               end::"char"
-          from p
-         order by p.ord
-        returning job.id
-      )
-      -- rows come back in the order of the insert, and ids are given in that order
-      select (row_number() over (order by i.id))::int, i.id, true from i order by i.id;
+    with p as materialized (select * from procrastinate._parse_jobs(defer_many.jobs, v_now, v_config.max_args_bytes)),
+    i as (
+      insert into procrastinate.job (task, queue, rank, lock, args, headers, retry, deferred_at, scheduled_at, state)
+      select p.task, p.queue, -p.priority, p.lock, p.args, p.headers, p.retry, v_now, p.scheduled_at,
+             case when p.scheduled_at > v_now then 's'
+                  when p.lock is null then 'r'
+                  -- the best of a lock becomes its candidate, the rest line up behind it at once
+                  when row_number() over (
+                    partition by p.lock, p.scheduled_at > v_now order by p.priority desc, p.ord) = 1 then 'r'
+                  else 'w'
+             end::"char"
+        from p
+       order by p.ord
+      returning job.id
+    )
+    -- ids are given in the order of the insert
+    select array_agg(i.id order by i.id) into v_ids from i;
+    return query select u.ord::int, u.id, true from unnest(v_ids) with ordinality as u (id, ord) order by u.ord;
     v_queues := array(
       select distinct coalesce(j ->> 'queue', t.queue, 'default')
         from jsonb_array_elements(defer_many.jobs) as j
         left join procrastinate.task as t on t.name = j ->> 'task');
+  end if;
+  if 'deferred' = any (v_config.sql_hooks) then
+    perform procrastinate._call_hooks('deferred', array(select v from unnest(v_ids) as v where v > 0));
   end if;
   if v_queues <> '{}' then
     perform procrastinate._wake(v_queues);

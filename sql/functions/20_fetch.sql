@@ -7,13 +7,18 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan as $$
 declare
-  v_now timestamptz := procrastinate.now_();
+  v_now timestamptz;
+  v_hooks text[];
   v_ids bigint[];
 begin
+  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
   select f.ids into v_ids
     from procrastinate._fetching(worker_id) as w
    cross join lateral procrastinate._fetch(w.queues, greatest(capacity, 0), 0, null, null, null, null, v_now) as f;
   return query select c.* from procrastinate._claim(fetch_v1.worker_id, v_ids, v_now) as c;
+  if 'started' = any (v_hooks) then
+    perform procrastinate._call_hooks('started', v_ids);
+  end if;
 end $$;
 comment on function procrastinate.fetch_v1(bigint, int) is
 'Claim up to capacity due jobs of the worker''s queues: priority descending, then id ascending, none whose lock is taken. '

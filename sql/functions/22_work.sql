@@ -13,6 +13,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_worker record;
   v_now timestamptz;
+  v_hooks text[];
   v_ids bigint[] := '{}';
   v_lost bigint[];
   f record;
@@ -31,7 +32,7 @@ begin
     select null::bigint[] as handed, null::int[] as handed_rank, null::text[] as handed_lock into f;
   end if;
   -- read after the finish: under a lock, one job's end is no later than the next one's start
-  v_now := procrastinate.now_();
+  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
   scan_next := scan_from;
   if capacity + extra > 0 then
     select k.ids, k.scan_next into v_ids, scan_next
@@ -39,6 +40,9 @@ begin
         v_worker.queues, capacity, extra, scan_from, f.handed, f.handed_rank, f.handed_lock, v_now) as k;
     if v_ids <> '{}' then
       return query select c.*, null::jsonb, null::bigint[] from procrastinate._claim(worker_id, v_ids, v_now) as c;
+      if 'started' = any (v_hooks) then
+        perform procrastinate._call_hooks('started', v_ids);
+      end if;
     end if;
     if v_worker.idle_at < v_now - interval '1 second' and cardinality(v_ids) >= capacity + extra then
       -- a tick that holds the row may wait for a lock of this fetch: it shall not be waited for

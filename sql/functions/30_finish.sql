@@ -39,7 +39,8 @@ create or replace function procrastinate._finish(
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now timestamptz := procrastinate.now_();
+  v_now timestamptz;
+  v_hooks text[];
   v_ids bigint[];
   v_tokens bigint[];
   f_lock text[];
@@ -48,6 +49,7 @@ declare
   v_aside jsonb;
   o record;
 begin
+  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
   -- Somebody may abort some of these jobs, or look at their locks, in a transaction that stays open: the others shall not
   -- wait for it. A row that nobody has touched since its claim has no xmax, or that of the claim.
   if outcomes <> '[]' or exists (
@@ -99,6 +101,12 @@ begin
   end if;
   if f_lock <> '{}' then
     select * into handed, handed_rank, handed_lock from procrastinate._pass_on(f_lock, f_rank, f_id, hand, queues);
+  end if;
+  if 'finished' = any (v_hooks) then
+    perform procrastinate._call_hooks('finished', array(
+      select u.id from unnest(succeeded, tokens) as u (id, token) where u.token = any (v_tokens)
+      union
+      select (v ->> 'id')::bigint from jsonb_array_elements(verdicts) as v where v ->> 'verdict' = 'ok' and v ->> 'status' <> 'todo'));
   end if;
 end $$;
 comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, boolean, text[]) is

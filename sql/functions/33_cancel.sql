@@ -25,6 +25,7 @@ begin
   else
     v_job.token := -abs(v_job.token);
     perform procrastinate._end_waiting(v_job, 'cancelled', 0, 0, v_job.error, v_now);
+    perform procrastinate._ended(array[job_id]);
   end if;
   perform procrastinate._call_up(v_job.lock) where v_job.lock is not null and v_job.state <> 'w';
   return case when delete then 'deleted' else 'cancelled' end;

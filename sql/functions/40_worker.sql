@@ -141,6 +141,8 @@ declare
   v_count bigint := 0;
   v_ids bigint[];
   v_busy text[];
+  v_ended bigint[];
+  v_status text;
   r procrastinate.job;
 begin
   select array_agg(h.id), procrastinate._try_locks(array_agg(h.lock)) into v_ids, v_busy
@@ -153,14 +155,18 @@ begin
   loop
     if r.abort_requested then
       perform procrastinate._end_waiting(r, 'aborted', 1, 0, null, v_now);
+      v_status := 'aborted';
+    else
+      -- not begun, or begun and abandoned by a worker that says so: the run does not count
+      v_status := procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, v_now, v_until);
+    end if;
+    if v_status is not null then
       v_count := v_count + 1;
-      perform procrastinate._freed(r.queue, r.lock);
-    -- not begun, or begun and abandoned by a worker that says so: the run does not count
-    elsif procrastinate._put_back(r.id, null, 0, 0, null, null, null, null, null, v_now, v_until) is not null then
-      v_count := v_count + 1;
+      v_ended := v_ended || case when v_status <> 'todo' then r.id end;
       perform procrastinate._freed(r.queue, r.lock);
     end if;
   end loop;
+  perform procrastinate._ended(array_remove(v_ended, null));
   delete from procrastinate.worker as w
    where w.id = worker_id
      -- what could not be put back yet is rescued once the worker counts as dead

@@ -91,6 +91,8 @@ language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off 
 declare
   v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
   v_dead bigint[];
+  v_rescued bigint[];
+  v_ended bigint[];
   j procrastinate.job;
 begin
   v_dead := array(
@@ -113,9 +115,15 @@ begin
     end;
     if kind is not null then
       job_id := j.id;
+      v_rescued := v_rescued || case kind when 'rescued' then j.id end;
+      v_ended := v_ended || case when kind not in ('rescued', 'error') then j.id end;
       return next;
     end if;
   end loop;
+  if 'rescued' = any ((select c.sql_hooks from procrastinate.config as c)::text[]) then
+    perform procrastinate._call_hooks('rescued', array_remove(v_rescued, null));
+  end if;
+  perform procrastinate._ended(array_remove(v_ended, null));
   delete from procrastinate.worker as w
    where w.id = any (v_dead)
      and not exists (select from procrastinate.job as k where k.worker_id = w.id and k.state = 'x');

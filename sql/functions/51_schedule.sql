@@ -227,6 +227,7 @@ create or replace function procrastinate._fire_schedules(at timestamptz) returns
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_live jsonb := (select jsonb_object_agg(d.name, d.declaration) from procrastinate._declared(at) as d);
+  v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
   s procrastinate.schedule;
 begin
   -- the newest that declared it may be gone, and another one left; or one that seemed dead lives again
@@ -255,7 +256,7 @@ begin
       continue;
     end if;
     begin
-      return query select f.kind, f.job_id, f.detail from procrastinate._fire(s, at) as f;
+      return query select f.kind, f.job_id, f.detail from procrastinate._fire(s, at, v_until) as f;
     exception when others then
       kind := 'error';
       detail := procrastinate._schedule_failed(s, at, sqlstate, sqlerrm);
@@ -283,13 +284,14 @@ end $$;
 comment on function procrastinate._schedule_failed(procrastinate.schedule, timestamptz, text, text) is
 'Let a schedule that failed be tried again in 10 seconds, and return the detail that says so.';
 
-create or replace function procrastinate._fire(schedule procrastinate.schedule, at timestamptz)
+create or replace function procrastinate._fire(schedule procrastinate.schedule, at timestamptz, until timestamptz)
 returns table (kind text, job_id bigint, detail jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms' as $$
 declare
   v_ticks timestamptz[] := procrastinate._due(schedule, at);
   v_last timestamptz := v_ticks[cardinality(v_ticks)];
 begin
+  perform procrastinate._wait_until(until);
   if v_last is null then
     v_last := procrastinate._cron_last(schedule.cron, schedule.next_tick - interval '1 microsecond', at, schedule.timezone);
     return query select 'skipped', null::bigint, jsonb_build_object('schedule', schedule.name, 'tick', v_last, 'reason', 'late');
@@ -311,8 +313,8 @@ begin
      set last_tick = v_last, next_tick = procrastinate.cron_next(s.cron, v_last, s.timezone), retry_at = null
    where s.name = schedule.name;
 end $$;
-comment on function procrastinate._fire(procrastinate.schedule, timestamptz) is
-'Defer the due jobs of one schedule, whose row is locked, and move it on.';
+comment on function procrastinate._fire(procrastinate.schedule, timestamptz, timestamptz) is
+'Defer the due jobs of one schedule, whose row is locked, and move it on. Waits for queueing locks until the time given last.';
 
 create or replace function procrastinate._due(schedule procrastinate.schedule, at timestamptz) returns timestamptz[]
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

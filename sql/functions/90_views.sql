@@ -83,6 +83,11 @@ select l.lock, h.id as running_job_id, h.worker_id, h.started_at as running_sinc
 comment on view procrastinate.locks is
 'Who waits for whom: for each lock the job that runs under it, the job that is next, in whichever queue, and how many wait.';
 
+create or replace view procrastinate.sql_hooks as
+select h.event, h.function, h.failures, h.last_error, h.last_failed_at, h.disabled, h.registered_at from procrastinate.sql_hook as h;
+comment on view procrastinate.sql_hooks is
+'Functions that are called with the ids of jobs; failures are those in a row, the fifth disables one until it is registered again.';
+
 create or replace view procrastinate.settings as
 select s.name, s.value, s.description
   from procrastinate.config as c

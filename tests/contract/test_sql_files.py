@@ -21,6 +21,8 @@ MIGRATIONS = [*_sqlfiles.migration_files("pre"), *_sqlfiles.migration_files("pos
 # An exception block is a subtransaction. On the hot path each one needs its reason here.
 EXCEPTION_BLOCKS = {
     "_put_back": "only for a queueing lock, which only the index can tell to be taken",
+    "_call_hooks": "the owner's code, and only where a hook is registered",
+    "_hook_ran": "to take a note may fail at REPEATABLE READ, where a hook is registered",
     "_decide_retry": "user code wrote the decision or the policy, and only its job may suffer",
 }
 # The queue's own time is procrastinate.now_(); these ask about the transaction, not about a row.

@@ -68,7 +68,7 @@ class Database:
         ((value,),) = self.rows(query, *parameters)
         return value
 
-    def call(self, function: str, **arguments: Any) -> list[Any]:
+    def call(self, function: str, /, **arguments: Any) -> list[Any]:
         """Return the rows of `select * from procrastinate.<function>(name => value, …)`."""
         for name in JSON & arguments.keys():
             if arguments[name] is not None:
@@ -79,7 +79,7 @@ class Database:
         )
         return self.conn.cursor(row_factory=namedtuple_row).execute(query, arguments).fetchall()
 
-    def value(self, function: str, **arguments: Any) -> Any:
+    def value(self, function: str, /, **arguments: Any) -> Any:
         """Return what a function that returns one value returns."""
         ((value,),) = self.call(function, **arguments)
         return value
