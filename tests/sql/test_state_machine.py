@@ -496,6 +496,20 @@ class SideBySide(RuleBasedStateMachine):
         if self.both("retry", job_id=job_id, schedule_in=wait, **place):
             self.counts[f"retry of {before}"] += 1
 
+    @rule(number=NUMBERS, status=st.sampled_from(["failed", "aborted", "todo"]), delete=st.booleans())
+    def finish_for_it(self, number: int, status: str, delete: bool) -> None:
+        self.both("finish_job_v1", job_id=self.some_id(number), status=status, delete=delete)
+
+    @rule(
+        by=st.sampled_from(["queue", "task", "lock", "name"]),
+        place=PLACES,
+        silent_for=st.sampled_from(["0", "2 hours"]),
+    )
+    def look(self, by: str, place: dict[str, Any], silent_for: str) -> None:
+        place = {key: place[key] for key in place if key != "priority"}
+        self.both("count_jobs_v1", by=by, **place)
+        self.both("stalled_jobs_v1", silent_for=silent_for, queue=place.get("queue"))
+
     @rule(
         statuses=st.lists(st.sampled_from(["succeeded", "failed", "aborted", "cancelled", "todo"]), max_size=2),
         older_than=st.sampled_from(["0", "1 hours"]),

@@ -6,7 +6,7 @@ the same names.
 A test drives both side by side.
 """
 
-from pyprocrastinate_testing import cancel, cron, defer, fetch, finish, purge, retry, schedule, tick, worker  # noqa: F401
+from pyprocrastinate_testing import cancel, cron, defer, fetch, finish, manage, purge, retry, schedule, tick, worker  # noqa: F401
 from pyprocrastinate_testing.connector import InMemoryConnector
 
 __all__ = ["InMemoryConnector"]

@@ -4,8 +4,6 @@ Where the test double of Procrastinate does other than its database; this one do
 
 from __future__ import annotations
 
-import datetime
-
 import pytest
 
 from pyprocrastinate import exceptions, operations
@@ -16,7 +14,9 @@ from pyprocrastinate.operations import Call, Outcomes
 def worker(queue):
     """Return the id of a worker of queue q."""
     tasks = '{"t": {"retry": 3}}'
-    return queue.run(operations.register(name="w", queues=["q"], protocol=1, stalled_after=300, tasks=tasks))
+    return queue.run(
+        Call("register_worker_v1", {"name": "w", "queues": ["q"], "tasks": tasks}, lambda rows: rows[0][0])
+    )
 
 
 def fetch(queue, worker):
@@ -34,15 +34,14 @@ def end(queue, worker, run, outcome):
 
 
 def defer(connector, **options):
-    (job_id,) = connector.run(operations.defer({"task": "t", "queue": "q"} | options))
-    return job_id
+    return connector.run(Call("defer", {"task": "t", "queue": "q"} | options, lambda rows: rows[0][0]))
 
 
-def test_a_job_waits_for_a_better_one_under_its_lock_even_in_a_queue_that_is_not_served(queue, worker):
+def test_a_job_waits_for_a_better_one_under_its_lock_even_in_a_queue_that_is_not_served(app, queue, worker):
     other = defer(queue, lock="x", queue="elsewhere")
     behind = defer(queue, lock="x")
     assert fetch(queue, worker) is None
-    queue.run(operations.cancel(other, abort=False, delete=False))
+    app.job_manager.cancel_job_by_id(other)
     assert fetch(queue, worker)[0] == behind
 
 
@@ -58,9 +57,9 @@ def test_a_job_that_waits_for_its_retry_holds_its_lock(queue, worker):
     assert fetch(queue, worker)[0] == second
 
 
-def test_a_cancelled_job_has_an_event(queue):
+def test_a_cancelled_job_has_an_event(app, queue):
     job_id = defer(queue)
-    assert queue.run(operations.cancel(job_id, abort=False, delete=False))
+    assert app.job_manager.cancel_job_by_id(job_id)
     assert [event["type"] for event in queue.events[job_id]] == ["deferred", "cancelled"]
 
 
@@ -76,7 +75,7 @@ def test_an_unknown_id_is_no_key_error(app):
 
 def test_no_tick_fires_twice_not_even_one_before_the_last(queue):
     schedules = '[{"name": "report", "task": "report", "cron": "0 * * * *", "max_delay": 86400}]'
-    declare = operations.register(name="w", queues=[], protocol=1, stalled_after=30, tasks="{}", schedules=schedules)
+    declare = Call("register_worker_v1", {"name": "w", "queues": [], "schedules": schedules}, lambda rows: rows[0][0])
     tick = Call("tick_v1", {}, len)
 
     def fired():
@@ -96,19 +95,19 @@ def test_no_tick_fires_twice_not_even_one_before_the_last(queue):
     assert fired() == ticks
 
 
-def test_what_a_user_asked_to_abort_is_not_retried(queue, worker):
+def test_what_a_user_asked_to_abort_is_not_retried(app, queue, worker):
     job_id = defer(queue)
     run = fetch(queue, worker)
-    queue.run(operations.cancel(job_id, abort=True, delete=False))
+    app.job_manager.cancel_job_by_id(job_id, abort=True)
     assert queue.jobs[job_id]["abort_requested"]
     assert end(queue, worker, run, "failed")["status"] == "failed"
     assert not queue.jobs[job_id]["abort_requested"]
 
 
-def test_an_operators_retry_clears_the_request_to_abort(queue, worker):
+def test_an_operators_retry_clears_the_request_to_abort(app, queue, worker):
     job_id = defer(queue)
     run = fetch(queue, worker)
-    queue.run(operations.cancel(job_id, abort=True, delete=False))
-    queue.run(operations.retry(job_id, schedule_at=datetime.datetime.now(datetime.UTC)))
+    app.job_manager.cancel_job_by_id(job_id, abort=True)
+    app.job_manager.retry_job_by_id(job_id)
     assert (queue.jobs[job_id]["status"], queue.jobs[job_id]["abort_requested"]) == ("todo", False)
     assert end(queue, worker, run, "aborted")["verdict"] == "stale"
