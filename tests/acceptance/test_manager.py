@@ -48,6 +48,7 @@ def test_many_keep_their_order(manager: JobManager) -> None:
     assert [job.id for job in jobs] == [job.id for job in manager.list_jobs()]
 
 
+@pytest.mark.scenario(66)
 def test_counts(manager: JobManager) -> None:
     manager.batch_defer_jobs([a_job(queue="q", lock="l"), a_job(task_name="other")])
     row = {"todo": 1, "doing": 0, "succeeded": 0, "failed": 0, "cancelled": 0, "aborted": 0}
@@ -79,6 +80,7 @@ def test_the_connection_is_checked(manager: JobManager, conn: object) -> None:
     assert not manager.check_connection()
 
 
+@pytest.mark.scenario(61, 63)
 async def test_async_code_has_the_same_and_more(app: App, conn: object) -> None:
     manager = app.job_manager
     assert await manager.check_connection_async()
@@ -101,6 +103,7 @@ async def test_async_code_has_the_same_and_more(app: App, conn: object) -> None:
     assert [found.id for found in await manager.list_jobs_async(queue="again", status="todo")] == [job.id]
 
 
+@pytest.mark.scenario(65)
 async def test_old_jobs_are_deleted(app: App, conn: object) -> None:
     manager = app.job_manager
     conn.execute("select procrastinate.enable_test_clock()")  # type: ignore[attr-defined]

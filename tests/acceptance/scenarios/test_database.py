@@ -38,6 +38,26 @@ async def test_a_running_job_knows_its_worker(
     assert conn.execute("select from procrastinate.workers").rowcount == 0
 
 
+@pytest.mark.scenario(64)
+async def test_the_age_of_a_run_counts_from_its_latest_start(
+    app: App, job: Callable[[int], dict[str, Any]], conn: psycopg.Connection[Any]
+) -> None:
+    starts: list[Any] = []
+
+    @app.task(retry=1)
+    async def task() -> None:
+        starts.append(job(job_id)["started_at"])
+        if len(starts) == 1:
+            conn.execute("select procrastinate.enable_test_clock(), procrastinate.advance('1 second')")
+            raise ValueError
+
+    job_id = await task.defer_async()
+    await app.run_worker_async(wait=False, install_signal_handlers=False)
+    first, second = starts
+    assert second > first
+    assert job(job_id)["started_at"] == second
+
+
 @pytest.mark.scenario(67)
 def test_python_names_every_status_of_the_schema(conn: psycopg.Connection[Any]) -> None:
     source = conn.execute("select pg_get_viewdef('procrastinate.jobs'::regclass)").fetchone()
