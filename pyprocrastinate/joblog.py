@@ -68,11 +68,8 @@ class JobLog:
             return level, "task_not_found", "has a task that is not known here"
         if status == "todo":
             again = f", to retry at {retry_at}" if retry_at else ", to retry"
-            return (
-                logging.INFO,
-                "job_aborted_retry" if aborted else "job_error_retry",
-                ("was aborted" if aborted else "failed") + again,
-            )
+            action = "job_aborted_retry" if aborted else "job_error_retry"
+            return logging.INFO, action, ("was aborted" if aborted else "failed") + again
         if aborted and status != "failed":
             return logging.INFO, "job_aborted", "was aborted"
         if run.outcome == "succeeded":
