@@ -8,6 +8,7 @@ import sys
 import threading
 
 import procrastinate
+import psycopg
 import pytest
 
 PROGRAM = "from pyprocrastinate_import import import_procrastinate; import_procrastinate()"
@@ -112,3 +113,12 @@ def test_the_import_waits_for_who_defers_there(old, start, jobs, blocked):
         blocked()
     assert process.communicate()[0].startswith("moved 1 waiting")
     assert [job.task for job in jobs()] == ["open"]
+
+
+@pytest.mark.long
+def test_it_does_not_wait_for_ever(old, run, jobs):
+    with old.conn.transaction():
+        old.conn.execute("insert into procrastinate_jobs (queue_name, task_name) values ('q', 'open')")
+        assert isinstance(run().exception, psycopg.errors.LockNotAvailable)
+    assert jobs() == []
+    assert run().output.startswith("moved 1 waiting")
