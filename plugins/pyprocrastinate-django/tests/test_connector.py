@@ -151,7 +151,7 @@ def test_params_are_psycopgs(dsn: str) -> None:
 
 def test_params_heed_options(dsn: str, conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     conn.execute('create role "a role"')
-    options = {"prepare_threshold": None, "assume_role": "a role", "options": "-c work_mem=8MB", "pool": True}
+    options = {"prepare_threshold": None, "assume_role": "a role", "options": "-c work_mem=8MB"}
     monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
     try:
         assert connector_params()["prepare_threshold"] is None
