@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pyprocrastinate import operations, payload
+from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.connector import BaseConnector
 from pyprocrastinate.operations import Call
 from pyprocrastinate_testing import functions
@@ -66,7 +66,7 @@ class InMemoryConnector(BaseConnector):
 
     @property
     def jobs(self) -> dict[int, dict[str, Any]]:
-        """All jobs, by id."""
+        """All jobs, by id, in copies."""
         with self._guard:
             return {job.id: _row(job) for job in sorted(self._all(), key=lambda job: job.id)}
 
@@ -117,6 +117,9 @@ class InMemoryConnector(BaseConnector):
         return [*self._tables.job.values(), *self._tables.done.values()]
 
     # What an app needs of a connector
+
+    def address(self) -> str:
+        raise exceptions.ConnectorException("a queue in memory has no address: there is no schema to migrate")
 
     def open(self, pool: Any = None) -> None:
         self.states.append("open")

@@ -224,6 +224,11 @@ def test_what_nobody_knows_cannot_be_called(queue):
         queue.run(Call("cancel", {"loudly": True}, list))
 
 
+def test_no_migration_mistakes_it_for_the_database_of_the_environment(queue):
+    with pytest.raises(exceptions.ConnectorException, match="no schema to migrate"):
+        queue.address()
+
+
 def test_a_task_can_complete_its_job_once(app, queue, drain):
     refused = []
 
