@@ -50,6 +50,7 @@ class DjangoApp(App):
         self.import_paths = [*_autodiscovered(), *conf.setting("PROCRASTINATE_IMPORT_PATHS")]
         self.worker_defaults = conf.setting("PROCRASTINATE_WORKER_DEFAULTS") or WorkerOptions()
         self.periodic_defaults = conf.setting("PROCRASTINATE_PERIODIC_DEFAULTS") or PeriodicDefaults()
+        self.log_args = conf.setting("PROCRASTINATE_LOG_ARGS")
         if path := conf.setting("PROCRASTINATE_ON_APP_READY"):
             import_string(path)(self)
 

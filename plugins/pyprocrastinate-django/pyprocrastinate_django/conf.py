@@ -19,6 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "PROCRASTINATE_WORKER_DEFAULTS": None,
     "PROCRASTINATE_PERIODIC_DEFAULTS": None,
     "PROCRASTINATE_READONLY_MODELS": True,
+    # Whether logs may hold arguments of jobs.
+    "PROCRASTINATE_LOG_ARGS": True,
 }
 
 

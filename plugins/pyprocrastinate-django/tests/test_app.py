@@ -59,13 +59,14 @@ def test_without_settings(fresh: DjangoApp) -> None:
     fresh.get_ready()
     assert fresh.connector.alias == "default"  # type: ignore[attr-defined]
     assert fresh.import_paths == ["bookshop.tasks"]
-    assert (fresh.worker_defaults, fresh.periodic_defaults) == ({}, {})
+    assert (fresh.worker_defaults, fresh.periodic_defaults, fresh.log_args) == ({}, {}, True)
 
 
 @override_settings(
     PROCRASTINATE_AUTODISCOVER_MODULE_NAME="models",
     PROCRASTINATE_DATABASE_ALIAS="other",
     PROCRASTINATE_IMPORT_PATHS=["bookshop.urls"],
+    PROCRASTINATE_LOG_ARGS=False,
     PROCRASTINATE_ON_APP_READY=f"{__name__}.on_ready",
     PROCRASTINATE_PERIODIC_DEFAULTS={"max_delay": 3},
     PROCRASTINATE_WORKER_DEFAULTS={"concurrency": 7},
@@ -75,6 +76,7 @@ def test_with_settings(fresh: DjangoApp) -> None:
     assert fresh.connector.alias == "other"  # type: ignore[attr-defined]
     assert {"bookshop.models", "bookshop.urls"} <= set(fresh.import_paths)
     assert (fresh.worker_defaults, fresh.periodic_defaults) == ({"concurrency": 7}, {"max_delay": 3})
+    assert fresh.log_args is False
     assert fresh.ready_with is fresh.connector  # type: ignore[attr-defined]
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from bookshop.models import Order
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext, override_settings
@@ -61,6 +61,8 @@ async def test_async(jobs: Any) -> None:
             transaction.set_rollback(True)
 
     await sync_to_async(in_a_transaction)()
+    with pytest.raises(SynchronousOnlyOperation):
+        app.configure_task("t").defer()
     assert jobs() == [("t", {"a": 1}, "cancelled")]
 
 
