@@ -24,7 +24,6 @@ import psycopg
 from psycopg import errors
 
 from pyprocrastinate import _sqlfiles, embedded
-from pyprocrastinate._explain import describe
 from pyprocrastinate.exceptions import REFUSALS, ProcrastinateException
 from pyprocrastinate.protocol import check_protocol
 
@@ -291,5 +290,6 @@ def _run(connection: Connection, path: Path, text: str) -> None:
             where += f", line {text.count(chr(10), 0, int(diag.statement_position)) + 1}"
         refusal = REFUSALS.get(diag.sqlstate or "")
         if refusal is None:
-            raise MigrationError(f"{where}: {describe(error)}") from error
+            said = (diag.message_primary or str(error), diag.message_detail, diag.message_hint)
+            raise MigrationError(f"{where}: {'. '.join(part for part in said if part)}") from error
         raise refusal(f"{where}: {diag.message_primary}", detail=diag.message_detail, hint=diag.message_hint) from error

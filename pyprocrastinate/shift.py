@@ -165,10 +165,14 @@ class Shift:
         while True:
             self._woken.clear()
             execution.withdraw(float("inf") if self._stopping else monotonic() - _AHEAD_LIES)
-            if self.worker_id is None and not self._stopping:
-                await self._register()
-            if self._link.interrupted and self.worker_id is not None:
-                await self._reconcile(self.worker_id)
+            try:
+                if self.worker_id is None and not self._stopping:
+                    await self._register()
+                if self._link.interrupted and self.worker_id is not None:
+                    await self._reconcile(self.worker_id)
+            except psycopg.Error as error:
+                # What still runs ends first, and is told.
+                self._fail(error)
             fetches = self._hungry and execution.free > 0 and not self._stopping
             if self._outbox.runs or fetches:
                 await self._exchange()
@@ -291,8 +295,8 @@ class Shift:
     async def _reconcile(self, worker_id: int) -> None:
         """Give back what was fetched by a call whose answer never came."""
         known = {run.token for run in (*self._execution.all(), *self._outbox)}
-        held = await self._link.call(operations.held(worker_id))
         self._link.interrupted = False
+        held = await self._link.call(operations.held(worker_id))
         for job_id, token in held:
             if token not in known:
                 run = Run.unseen(job_id, token, worker_id)

@@ -32,9 +32,9 @@ from rich import progress
 
 from demo.files import DemoError, console, find_files, from_text
 from pyprocrastinate import App, Blueprint, JobContext, PsycopgConnector, RetryStrategy, embedded
-from pyprocrastinate._explain import explain
 from pyprocrastinate.exceptions import ProcrastinateException
 from pyprocrastinate.migrate import migrate
+from pyprocrastinate_cli._explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

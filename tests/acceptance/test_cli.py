@@ -80,6 +80,11 @@ def test_defer_then_work(run: Run, conn: Connection) -> None:
     assert row == (int(deferred.stdout), "succeeded", "polite", 3)
 
 
+def test_of_a_defer_that_fails_no_launch_is_told(run: Run) -> None:
+    failed = run("defer", "greet", '{"who": "Ada"}', "--queue", "q" * 129, status=1)
+    assert "Launching" not in failed.stderr
+
+
 def test_a_failing_job_does_not_fail_the_worker(run: Run, conn: Connection) -> None:
     run("defer", "fail")
     assert "no luck" in run("worker", "--one-shot").stderr
@@ -330,7 +335,7 @@ def conn_dsn(conn: Connection) -> str:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["defer", "greet", "{"], "not a JSON object"),
+        (["defer", "greet", "{"], "not JSON"),
         (["defer", "greet", "[1]"], "not a JSON object"),
         (["defer", "greet", "--at=tomorrow"], "--at"),
         (["defer", "greet", "--at=2100-01-01", "--in=3"], "exclude each other"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from pyprocrastinate._explain import describe, explain, mask
 from pyprocrastinate.exceptions import ConnectorException, JobNotFound
+from pyprocrastinate_cli._explain import describe, explain, mask
 
 
 @pytest.mark.parametrize(

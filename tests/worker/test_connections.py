@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from pyprocrastinate import App, JobContext, operations
-from pyprocrastinate.exceptions import ConnectorException
+from pyprocrastinate.exceptions import ConnectorException, ScheduleNameTaken
 from pyprocrastinate.outcomes import Describer
 from pyprocrastinate.pulse import Pulse
 from pyprocrastinate.wires import PulseWire
@@ -354,3 +354,33 @@ async def test_the_environment_and_the_role_may_have_other_ideas(
     async with working():
         await until(lambda: job(job_id)["status"] == "succeeded")
     assert job(job_id)["result"] == "\N{SNOWMAN} \N{SNOWMAN}"
+
+
+async def test_refused_when_it_registers_again_it_ends_after_its_tasks(
+    app: App, conn: psycopg.Connection[Any], until: Any
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    @app.periodic(cron="0 0 1 1 *")
+    @app.task(name="yearly")
+    async def yearly(timestamp: int) -> None: ...
+
+    @app.task
+    async def task() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)
+            ended.set()
+
+    await task.defer_async()
+    worker = app.make_worker(install_signal_handlers=False, update_heartbeat_interval=0.1)
+    run = asyncio.create_task(worker.run())
+    await asyncio.wait_for(begun.wait(), 20)
+    conn.execute("delete from procrastinate.schedule")
+    conn.execute("select procrastinate.unregister_worker_v1(%s)", [worker.worker_id])
+    conn.execute("select procrastinate.schedule('yearly', 'yearly', '0 0 1 1 *')")
+    with pytest.raises(ScheduleNameTaken):
+        await asyncio.wait_for(run, 20)
+    assert ended.is_set()
