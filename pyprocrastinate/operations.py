@@ -251,14 +251,14 @@ def held(worker_id: int) -> Call[Sequence[Row]]:
     return Call("held_v1", {"worker_id": worker_id}, lambda rows: rows)
 
 
-def idle(worker_id: int) -> Call[tuple[bool, float | None]]:
+def idle(worker_id: int, scan: Sequence[int] | None) -> Call[tuple[bool, float | None]]:
     """Declare the worker idle; say whether a job is ready, and in how many seconds the next one will be."""
 
     def read(rows: Sequence[Row]) -> tuple[bool, float | None]:
         ready, next_due_at, at = rows[0]
         return ready, _seconds(next_due_at, at)
 
-    return Call("idle_v1", {"worker_id": worker_id}, read)
+    return Call("idle_v1", {"worker_id": worker_id, "scan_from": None if scan is None else _array(scan)}, read)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -262,11 +262,10 @@ class Shift:
     async def _look(self) -> None:
         assert self.worker_id is not None
         try:
-            ready, due_in = await self._link.call(operations.idle(self.worker_id))
+            ready, due_in = await self._link.call(operations.idle(self.worker_id, self._scan))
         except psycopg.Error as error:
             await self._on_refusal(error, [])
             return
-        self._scan = None
         pause = self.worker.fetch_job_polling_interval
         if self._looks < len(_LOOKS):
             pause = min(pause, _LOOKS[self._looks])

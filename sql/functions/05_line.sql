@@ -55,7 +55,7 @@ declare
 begin
   -- Whatever waits will do, and what somebody holds is passed over: a candidate is checked when it is fetched.
   with u as (
-    update procrastinate.job as j set state = 'r'
+    update procrastinate.job as j set state = procrastinate._ready()
      where j.id = any (
        array(
          select k.id from procrastinate.job as k

@@ -278,7 +278,9 @@ begin
         update procrastinate.job as j
            set task = _defer_once.task, queue = _defer_once.queue, rank = -priority, lock = _defer_once.lock,
                args = _defer_once.args, headers = _defer_once.headers, retry = _defer_once.retry,
-               scheduled_at = _defer_once.scheduled_at, state = v_state, budget_from = j.attempts, rescues = 0, error = null
+               scheduled_at = _defer_once.scheduled_at,
+               state = case when v_state = 'r' then procrastinate._ready() else v_state end,
+               budget_from = j.attempts, rescues = 0, error = null
          where j.id = v_old.id;
         insert into procrastinate.event (job_id, type, at, detail)
         values (v_old.id, 'replaced', at, jsonb_build_object('task', v_old.task, 'queue', v_old.queue));

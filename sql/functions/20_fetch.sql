@@ -72,6 +72,7 @@ declare
   v_want int := capacity + extra;
   v_size int := v_want;
   v_lanes bigint[];
+  v_rescan boolean;
   v_seen bigint[] := '{}';
   v_took float8;
   v_more boolean;
@@ -85,8 +86,13 @@ declare
   s record;
 begin
   ids := '{}';
-  scan_next := procrastinate._look_at_due(coalesce(scan_from, '{0,0,0,0}'), v_ms, at);
-  v_lanes := case when scan_next[1] > v_ms then scan_next[5:] else '{}' end;
+  scan_next := procrastinate._look_at_due(coalesce(scan_from, array_fill(0::bigint, '{11}')), v_ms, at);
+  v_rescan := scan_next[1] between 1 and v_ms;
+  if v_rescan then
+    select r.scan, r.lanes into scan_next, v_lanes from procrastinate._rescan(scan_next, v_ms) as r;
+  else
+    v_lanes := case when scan_next[1] > 0 then procrastinate._lanes(scan_next) else '{}' end;
+  end if;
   for v_round in 1 .. 20 loop
     v_start := clock_timestamp();
     v_from_rank := v_to_rank;
@@ -124,7 +130,7 @@ begin
     v_size := greatest(v_want - cardinality(ids), least(v_size * 2, 500));
   end loop;
   scan_next := procrastinate._scan_next(
-    scan_next, v_lanes, v_seen, v_took, coalesce(v_left_rank, case when v_more then v_to_rank end), v_ms);
+    scan_next, v_lanes, v_rescan, v_seen, v_took, coalesce(v_left_rank, case when v_more then v_to_rank end), v_ms);
 end $$;
 comment on function procrastinate._fetch(text[], int, int, bigint[], bigint[], int[], text[], timestamptz) is
 'Choose the jobs of the next claim and hold their rows: the best due ones of the queues, with those that a finish of '
@@ -268,7 +274,7 @@ begin
      where u.n <= capacity or u.solo order by u.n limit greatest(want, 0));
   -- a job chosen from behind its lock and not taken after all must not be lost from sight
   if cardinality(v_taken) < cardinality(id) then
-    update procrastinate.job as j set state = 'r'
+    update procrastinate.job as j set state = procrastinate._ready()
      where j.id = any (array(select u.id from unnest(_cut.id) as u (id) where u.id <> all (v_taken))) and j.state in ('w', 'b');
   end if;
   return v_taken;
@@ -290,7 +296,7 @@ begin
   if not v_full then
     v_from := at - make_interval(secs => (ms - scan_from[2]) / 1000.0 + 0.05);
   end if;
-  update procrastinate.job as j set state = 'r'
+  update procrastinate.job as j set state = procrastinate._ready()
    where j.id = any (array(
      select d.id from procrastinate.job as d
       where d.state in ('s', 'h') and d.scheduled_at > v_from and d.scheduled_at <= at
@@ -345,37 +351,150 @@ $$;
 comment on function procrastinate._widen_lanes(bigint[], int[], int[], bigint[]) is
 'Move each lane on to the greatest id just seen in it; at most 48 are kept.';
 
-create or replace function procrastinate._scan_next(
-  scan_from bigint[], lanes bigint[], seen bigint[], took float8, reached int, ms bigint
-) returns bigint[]
+-- Dead rows before the first live one, as under a held horizon, make a scan from the head slow: lanes skip them. What became
+-- ready behind a lane is still found. Every 900 ms a scan starts where the lanes ended two such scans before: ids given
+-- since then lie beyond, whenever they are committed. Anything older is either a job that was there already and has
+-- become ready, which is counted in returned_seq, or was written or held by a transaction that was at work during both scans
+-- before: after each of the two, everything is scanned. And every minute, in case a statement was stopped between
+-- taking its id and its transaction's number.
+-- A scan is an array: 1 the time of the next such scan, 0 while no lanes are in use; 2 and 3 the last look at due jobs and
+-- the next full one; 4 slow scans so far; 5 and 6 returned_seq at the last two; 7 the time of the next full one; 8 to 11 how
+-- long these parts are: transactions at work then, those at work at the scan before as well, the lanes of then and of
+-- the scan before; then those parts; then the lanes. Times in ms.
+create or replace function procrastinate._part(scan bigint[], n int) returns bigint[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_slow boolean := took > 10;
-  v_kept bigint[];
+  v_from int := 12;
 begin
-  if lanes <> '{}' then
-    return scan_from[1:4] || procrastinate._widen_lanes(lanes || seen, '{}', '{}', '{}');
-  elsif took <= 3 then
-    return array[0, scan_from[2], scan_from[3], 0];
-  end if;
-  -- A full scan has taken all that is better than the rank it reached: there the old lanes still hold. From that rank on
-  -- it may have left lower ids than were seen before, so those lanes start again from what it took.
-  v_kept := coalesce((
-    select array_agg(l.value order by k.n, l.part)
-      from generate_series(5, cardinality(scan_from), 3) as k (n)
-     cross join lateral (values (1, scan_from[k.n]), (2, scan_from[k.n + 1]), (3, scan_from[k.n + 2])) as l (part, value)
-     where reached is null or scan_from[k.n + 1] < reached
-        or scan_from[k.n + 1] > reached and not exists (
-             select from generate_series(1, cardinality(seen), 3) as s (n)
-              where seen[s.n] = scan_from[k.n] and seen[s.n + 1] = scan_from[k.n + 1])), '{}');
-  -- Lanes are kept from the first sign of dead rows, so that none is missing later, but used only after three slow scans:
-  -- one may be a busy machine.
-  return array[case when v_slow and scan_from[4] > 1 then ms + 900 else 0 end, scan_from[2], scan_from[3],
-               case when v_slow then least(scan_from[4] + 1, 3) else 0 end]
-    || procrastinate._widen_lanes(v_kept || seen, '{}', '{}', '{}');
+  for i in 8 .. 6 + n loop
+    v_from := v_from + scan[i];
+  end loop;
+  return scan[v_from:v_from + scan[7 + n] - 1];
 end $$;
-comment on function procrastinate._scan_next(bigint[], bigint[], bigint[], float8, int, bigint) is
-'Decide where the next fetch starts, from how long this scan took (µs, per row and 100 more). The array is {time of the next full '
-'scan, of the last look at due jobs, of the next full one, slow scans so far, lanes …}, times in ms. Slow scans mean dead rows '
-'before the first live one, as under a held horizon: lanes then skip them until the next full scan, within 900 ms, so that a late '
-'commit of a lower id, a retry or a release waits no longer. A new or better priority lies between the lanes and is seen at once.';
+comment on function procrastinate._part(bigint[], int) is 'Return one of the four parts of a scan.';
+
+create or replace function procrastinate._lanes(scan bigint[]) returns bigint[]
+language sql immutable parallel safe begin atomic
+  select scan[12 + scan[8] + scan[9] + scan[10] + scan[11]:];
+end;
+comment on function procrastinate._lanes(bigint[]) is 'Return the lanes of a scan.';
+
+create or replace function procrastinate._rescan(inout scan bigint[], ms bigint, out lanes bigint[])
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_returned bigint := (select case when s.is_called then s.last_value else 0 end from procrastinate.returned_seq as s);
+  v_at_work bigint[] := array(select x::text::bigint from pg_snapshot_xip(pg_current_snapshot()) as x limit 100);
+  v_long bigint[] := array(
+    select x from unnest(procrastinate._part(scan, 1)) as x where x = any (v_at_work));
+  v_lanes bigint[] := procrastinate._lanes(scan);
+  v_before bigint[] := procrastinate._part(scan, 3);
+  v_full boolean := scan[6] <> v_returned or scan[7] <= ms or not procrastinate._part(scan, 2) <@ v_at_work
+                    or cardinality(v_at_work) >= 100;
+begin
+  lanes := case when v_full then '{}' else procrastinate._part(scan, 4) end;
+  scan := array[ms + 900, scan[2], scan[3], scan[4], v_returned, scan[5], case when v_full then ms + 60000 else scan[7] end,
+                cardinality(v_at_work), cardinality(v_long), cardinality(v_lanes), cardinality(v_before)]
+    || v_at_work || v_long || v_lanes || v_before || v_lanes;
+end $$;
+comment on function procrastinate._rescan(bigint[], bigint) is
+'Decide how far back a scan must start that looks for what has become ready behind the lanes: no lanes mean from the head.';
+
+create or replace function procrastinate._scan_next(
+  scan bigint[], lanes bigint[], rescan boolean, seen bigint[], took float8, reached int, ms bigint
+) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slow boolean := took > 10;
+  v_old bigint[] := procrastinate._lanes(scan);
+  v_lanes bigint[];
+  v_then bigint[];
+  v_before bigint[];
+begin
+  if scan[1] > 0 and not rescan then
+    return scan[1:11 + scan[8] + scan[9] + scan[10] + scan[11]] || procrastinate._widen_lanes(lanes || seen, '{}', '{}', '{}');
+  elsif lanes = '{}' and took <= 3 then
+    return array[0, scan[2], scan[3], 0, 0, 0, 0, 0, 0, 0, 0];
+  end if;
+  -- This scan has taken all that is better than the rank it reached: there the old lanes still hold. From that rank on
+  -- it may have left lower ids than were seen before, so those lanes start again from what it took.
+  v_lanes := procrastinate._widen_lanes(procrastinate._lanes_kept(v_old, seen, reached) || seen, '{}', '{}', '{}');
+  if scan[1] > 0 then
+    v_then := procrastinate._lanes_both(procrastinate._part(scan, 3), v_lanes);
+    v_before := procrastinate._lanes_both(procrastinate._part(scan, 4), v_lanes);
+    return scan[1:9] || array[cardinality(v_then), cardinality(v_before)]::bigint[]
+      || procrastinate._part(scan, 1) || procrastinate._part(scan, 2) || v_then || v_before || v_lanes;
+  end if;
+  -- Lanes are kept from the first sign of dead rows, so that none is missing later, but used only after three slow scans:
+  -- one may be a busy machine. The first two scans that look behind them find no older lanes, and start at the head.
+  return array[case when v_slow and scan[4] > 1 then ms + 900 else 0 end, scan[2], scan[3],
+               case when v_slow then least(scan[4] + 1, 3) else 0 end, 0, 0, 0, 0, 0, 0, 0] || v_lanes;
+end $$;
+comment on function procrastinate._scan_next(bigint[], bigint[], boolean, bigint[], float8, int, bigint) is
+'Decide where the next fetch starts, from how long this scan took (µs, per row and 100 more). A new or better priority lies between '
+'the lanes and is seen at once.';
+
+create or replace function procrastinate._lanes_kept(lanes bigint[], seen bigint[], reached int) returns bigint[]
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(array_agg(l.value order by k.n, l.part), '{}')
+    from generate_series(1, cardinality(lanes), 3) as k (n)
+   cross join lateral (values (1, lanes[k.n]), (2, lanes[k.n + 1]), (3, lanes[k.n + 2])) as l (part, value)
+   where reached is null or lanes[k.n + 1] < reached
+      or lanes[k.n + 1] > reached and not exists (
+           select from generate_series(1, cardinality(seen), 3) as s (n)
+            where seen[s.n] = lanes[k.n] and seen[s.n + 1] = lanes[k.n + 1])
+$$;
+comment on function procrastinate._lanes_kept(bigint[], bigint[], int) is 'Return the lanes that still hold after a scan as far as a rank.';
+
+create or replace function procrastinate._lanes_both(a bigint[], b bigint[]) returns bigint[]
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(array_agg(v.value order by l.n, v.part), '{}')
+    from (
+      select i.n, a[i.n] as q, a[i.n + 1] as rank, least(a[i.n + 2], b[k.n + 2]) as id
+        from generate_series(1, cardinality(a), 3) as i (n)
+        join generate_series(1, cardinality(b), 3) as k (n) on (b[k.n], b[k.n + 1]) = (a[i.n], a[i.n + 1])) as l
+   cross join lateral (values (1, l.q), (2, l.rank), (3, l.id)) as v (part, value)
+$$;
+comment on function procrastinate._lanes_both(bigint[], bigint[]) is 'Return the lanes that are in both, each as far as both of them go.';
+
+create or replace function procrastinate._ready() returns "char"
+language sql begin atomic
+  select case when nextval('procrastinate.returned_seq') > 0 then 'r'::"char" end;
+end;
+comment on function procrastinate._ready() is
+'Return the state of a candidate, for a job that was there already: fetches then know that they must look at old ids again.';
+
+create or replace function procrastinate._any_beyond(queues text[], lanes bigint[]) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_sources int := coalesce(cardinality(queues), 0);
+  r record;
+begin
+  if queues = '{}' then
+    return false;
+  end if;
+  for r in
+    select l.q, l.rank, l.id, coalesce(lead(l.rank) over w, 2147483647) as to_rank,
+           case when lead(l.rank) over w is null then 9223372036854775807 else 0 end as to_id
+      from (
+        select n as q, -2147483648 as rank, 0 as id from generate_series(least(v_sources, 1), v_sources) as n
+        union all
+        select lanes[n], lanes[n + 1], lanes[n + 2] from generate_series(1, cardinality(lanes), 3) as n) as l
+    window w as (partition by l.q order by l.rank)
+  loop
+    if v_sources = 0 then
+      if exists (
+        select from procrastinate.job as j
+         where j.state = 'r' and (j.rank, j.id) > (r.rank, r.id) and (j.rank, j.id) < (r.to_rank, r.to_id)) then
+        return true;
+      end if;
+    elsif exists (
+      select from procrastinate.job as j
+       where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[r.q], r.rank, r.id)
+         and (j.queue, j.rank, j.id) < (queues[r.q], r.to_rank, r.to_id)) then
+      return true;
+    end if;
+  end loop;
+  return false;
+end $$;
+comment on function procrastinate._any_beyond(text[], bigint[]) is 'Tell whether there is a candidate that these lanes do not skip.';

@@ -59,7 +59,7 @@ declare
   v_queues text[];
 begin
   with u as (
-    update procrastinate.job as j set state = 'r'
+    update procrastinate.job as j set state = procrastinate._ready()
      where j.id = any (array(select h from unnest(heads) as h where h <> all (taken))) and j.state in ('w', 'b')
     returning j.queue)
   select array_agg(u.queue) into v_queues from u;

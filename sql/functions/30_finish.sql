@@ -246,7 +246,7 @@ begin
   end if;
   v_give := array(select h from unnest(v_held) as h where h <> all (coalesce(handed, '{}')));
   if v_give <> '{}' then
-    update procrastinate.job as j set state = 'r' where j.id = any (v_give) and j.state in ('w', 'b');
+    update procrastinate.job as j set state = procrastinate._ready() where j.id = any (v_give) and j.state in ('w', 'b');
     v_queues := array(select distinct j.queue from procrastinate.job as j where j.id = any (v_give) and j.state = 'r');
     perform procrastinate._wake(v_queues);
   end if;

@@ -255,8 +255,9 @@ comment on function procrastinate._decide_retry(jsonb, text, int, jsonb, bigint,
 'Tell when and where a failed run is retried: the decision sent with it, or the policy. refused is an SQLSTATE.';
 
 create or replace function procrastinate._waiting_state(due timestamptz, at timestamptz, lock text, attempts int) returns "char"
-language sql immutable parallel safe begin atomic
-  select case when due is null or due <= at then 'r' when lock is not null and attempts > 0 then 'h' else 's' end::"char";
+language sql begin atomic
+  select case when due is null or due <= at then procrastinate._ready()
+              when lock is not null and attempts > 0 then 'h' else 's' end::"char";
 end;
 comment on function procrastinate._waiting_state(timestamptz, timestamptz, text, int) is
 'Tell the state of a job that goes (back) into the queue: one that has run and waits for its retry holds its lock back.';

@@ -103,7 +103,7 @@ comment on function procrastinate.held_v1(bigint) is
 'List the jobs that a worker holds. After a lost connection it may hold some that it never saw, because the answer of the fetch '
 'was lost: it reports those as released.';
 
-create or replace function procrastinate.idle_v1(worker_id bigint)
+create or replace function procrastinate.idle_v1(worker_id bigint, scan_from bigint[] default null)
 returns table (ready boolean, next_due_at timestamptz, at timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
@@ -119,17 +119,14 @@ begin
   next_due_at := (
     select j.scheduled_at from procrastinate.job as j
      where j.state in ('s', 'h') and j.scheduled_at > idle_v1.at order by j.scheduled_at, j.id limit 1);
-  ready := exists (select from procrastinate.job as j where j.state in ('s', 'h') and j.scheduled_at <= idle_v1.at) or case
-    when v_worker.queues is null then exists (select from procrastinate.job as j where j.state = 'r')
-    else exists (
-      select from unnest(v_worker.queues) as q (queue)
-       where exists (select from procrastinate.job as j where j.state = 'r' and j.queue = q.queue))
-  end;
+  ready := exists (select from procrastinate.job as j where j.state in ('s', 'h') and j.scheduled_at <= idle_v1.at)
+    or procrastinate._any_beyond(v_worker.queues, case when scan_from[1] > 0 then procrastinate._lanes(scan_from) else '{}' end);
   return next;
 end $$;
-comment on function procrastinate.idle_v1(bigint) is
-'Declare that a worker waits, so that a defer wakes it, and look once more. Returns whether a job may be ready, the time at which '
-'the next one will be due, and the time. A defer that is just committing may have looked before: look again after 50 ms. Raises JQ004.';
+comment on function procrastinate.idle_v1(bigint, bigint[]) is
+'Declare that a worker waits, so that a defer wakes it, and look once more, where a fetch with this scan_from would. Returns whether '
+'a job may be ready, the time at which the next one will be due, and the time. A defer that is just committing may have looked '
+'before: look again after 50 ms. Raises JQ004.';
 
 create or replace function procrastinate.unregister_worker_v1(worker_id bigint) returns bigint
 language plpgsql security definer

@@ -131,6 +131,36 @@ def test_a_job_ready_late_is_fetched_within_a_second(
     assert conn.execute("select count(*) > 100 from procrastinate.job").fetchone() == (True,)
 
 
+@pytest.mark.parametrize("scans", [0, 1, 2, 5])
+def test_a_late_commit_is_in_the_next_scan_that_looks_behind_the_lanes(
+    conn: psycopg.Connection[Any], register: Register, session: Sessions, defer: Defer, scans: int
+) -> None:
+    """However many such scans there were since its id was given."""
+    always_lanes(conn)
+    worker, other = Worker(conn, register()), session()
+
+    def look_behind() -> list[int]:
+        defer()
+        if worker.scan and worker.scan[0]:
+            worker.scan[0] = 1
+        return worker.work(9)
+
+    for _ in range(8):
+        look_behind()
+    assert worker.scan is not None
+    assert worker.scan[6] > 1, "lanes are in use"
+    other.run("begin")
+    late = other.one("select procrastinate.defer('t')")
+    for _ in range(scans):
+        look_behind()
+        defer()
+        assert late not in worker.work(9)
+    other.run("commit")
+    before = worker.scan[6]
+    assert late in look_behind() + look_behind()
+    assert (worker.scan[6] > before) == (scans > 1), "only a long transaction costs a scan from the head"
+
+
 def test_a_fetch_that_passes_over_blocked_jobs_brings_no_more_than_there_is_room_for(
     conn: psycopg.Connection[Any], worker: Worker, defer: Defer
 ) -> None:

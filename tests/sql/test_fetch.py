@@ -276,17 +276,19 @@ def test_the_cursor_loses_no_job(db, worker):
     assert sorted(got) == expected
 
 
-def lanes(db, *lanes, full_scan_in=900):
-    """Return a cursor that passes over the lanes (queue number, rank, id) for some ms."""
+def lanes(db, *lanes, rescan_in=900, before=()):
+    """Return a scan that passes over the lanes (queue number, rank, id) for some ms, and then over those from before."""
     ms = int(db.one("select extract(epoch from clock_timestamp()) * 1000"))
-    return [ms + full_scan_in, 0, 0, 1, *(part for lane in lanes for part in lane)]
+    returned = db.one("select case when is_called then last_value else 0 end from procrastinate.returned_seq")
+    head = [ms + rescan_in, 0, 0, 3, returned, returned, ms + 60_000, 0, 0, 0, 3 * len(before)]
+    return [*head, *(part for lane in (*before, *lanes) for part in lane)]
 
 
 def test_a_lane_passes_over_what_is_dead_and_over_nothing_else(db, worker):
     low = [db.defer(priority=0) for _ in range(4)]
     high = [db.defer(priority=1) for _ in range(4)]
     best = db.defer(priority=2)
-    cursor = lanes(db, (0, -1, high[1]), (0, 0, low[2]), full_scan_in=60_000)
+    cursor = lanes(db, (0, -1, high[1]), (0, 0, low[2]), rescan_in=60_000)
     jobs, last = worker.work(capacity=9, scan_from=cursor)
     assert [job.id for job in jobs] == [best, *high[2:], *low[3:]]
     jobs, _ = worker.work(capacity=9, scan_from=last.scan_next)
@@ -299,15 +301,43 @@ def test_a_lane_holds_in_its_queue_only(db):
     a = [db.defer(queue="a") for _ in range(3)]
     b = [db.defer(queue="b") for _ in range(3)]
     worker = db.worker(queues=["a", "b"])
-    cursor = lanes(db, (1, 0, a[1]), (2, 0, b[0]), full_scan_in=60_000)
+    cursor = lanes(db, (1, 0, a[1]), (2, 0, b[0]), rescan_in=60_000)
     jobs, _ = worker.work(capacity=9, scan_from=cursor)
     assert [job.id for job in jobs] == [a[2], b[1], b[2]]
 
 
-def test_a_lane_lasts_no_longer_than_to_the_next_full_scan(db, worker):
-    job_id = db.defer()
-    jobs, _ = worker.work(capacity=1, scan_from=lanes(db, (0, 0, job_id), full_scan_in=0))
-    assert [job.id for job in jobs] == [job_id]
+def test_a_lane_lasts_until_the_next_scan_that_looks_behind(db, worker):
+    a, b, c = (db.defer() for _ in range(3))
+    jobs, _ = worker.work(capacity=9, scan_from=lanes(db, (0, 0, b), rescan_in=0, before=[(0, 0, a)]))
+    assert [job.id for job in jobs] == [b, c]
+    for job in jobs:
+        worker.end(job, "released")
+    scan = lanes(db, (0, 0, b), rescan_in=0)
+    jobs, _ = worker.work(capacity=9, scan_from=scan)
+    assert [job.id for job in jobs] == [a, b, c]
+
+
+@pytest.mark.parametrize("how", ["retried", "released", "due", "freed"])
+def test_what_becomes_ready_behind_a_lane_is_in_the_next_scan_that_looks_behind(db, worker, how):
+    old, other = db.defer(retry=5, lock="a" if how == "freed" else None), db.defer()
+    if how == "due":
+        old = db.defer(schedule_in="1 hour")
+    elif how == "freed":
+        old = db.defer(lock="a")
+    new = db.defer()
+    held = {job.id: job for job in worker.fetch(9)}
+    scan = lanes(db, (0, 0, new), rescan_in=0, before=[(0, 0, new)])
+    if how == "retried":
+        worker.fail(held[old])
+    elif how == "released":
+        worker.end(held[old], "released")
+    elif how == "due":
+        db.advance("1 hour")
+    else:
+        worker.finish(*held.values())
+    jobs, last = worker.work(capacity=9, scan_from=scan)
+    assert [job.id for job in jobs] == [old], other
+
 
 
 # Telling others

@@ -75,11 +75,10 @@ async def test_args_that_cannot_be_used(app: App, ran: list[Any], conn: psycopg.
     assert [job.id for job in listed] == sorted(expected)
 
 
-async def test_times_that_python_cannot_hold(app: App, ran: list[Any], conn: psycopg.Connection[Any]) -> None:
-    for time in ("infinity", "-infinity", "20000-01-01", "4000-01-01 BC"):
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "20000-01-01", "4000-01-01 BC"])
+def test_times_that_python_cannot_hold_are_refused(conn: psycopg.Connection[Any], time: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="jobs_readable"):
         conn.execute(DIRECT, ["{}", time, None])
-    await run_with_a_healthy_one_behind(app, ran)
-    assert len(ran) == 5
 
 
 async def test_headers_that_cannot_be_decoded(app: App, ran: list[Any], conn: psycopg.Connection[Any]) -> None:

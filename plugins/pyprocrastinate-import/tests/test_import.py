@@ -212,9 +212,15 @@ def test_an_old_worker_that_lives_is_refused(old, run, jobs, conn):
 async def test_procrastinates_own_worker_is_alive_until_it_has_stopped(old, run, dsn):
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
     async with app.open_async():
+        at_work = asyncio.Event()
+
+        @app.task(name="at work")
+        async def tell() -> None:
+            at_work.set()
+
+        await tell.defer_async()
         worker = asyncio.create_task(app.run_worker_async(install_signal_handlers=False))
-        while not old.conn.execute("select from procrastinate_workers").fetchall():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await at_work.wait()
         assert isinstance(run().exception, psycopg.errors.ObjectInUse)
         worker.cancel()
         await asyncio.wait([worker])
