@@ -277,7 +277,7 @@ def test_the_cursor_loses_no_job(db, worker):
 
 
 def lanes(db, *lanes, rescan_in=900, before=()):
-    """Return a scan that passes over the lanes (queue number, rank, id) for some ms, and then over those from before."""
+    """Return a scan that passes over lanes (queue number, rank, id) for some ms, and then over those from before."""
     ms = int(db.one("select extract(epoch from clock_timestamp()) * 1000"))
     returned = db.one("select case when is_called then last_value else 0 end from procrastinate.returned_seq")
     head = [ms + rescan_in, 0, 0, 3, returned, returned, ms + 60_000, 0, 0, 0, 3 * len(before)]
@@ -335,9 +335,8 @@ def test_what_becomes_ready_behind_a_lane_is_in_the_next_scan_that_looks_behind(
         db.advance("1 hour")
     else:
         worker.finish(*held.values())
-    jobs, last = worker.work(capacity=9, scan_from=scan)
+    jobs, _ = worker.work(capacity=9, scan_from=scan)
     assert [job.id for job in jobs] == [old], other
-
 
 
 # Telling others
