@@ -11,11 +11,14 @@ from pathlib import Path
 from tests.faults import soak
 from tests.faults.checker import Report, check
 from tests.faults.nemesis import FAULTS
+from tests.faults.record import Record, load
 
 
 def main() -> int:
     """Run what the command line asks for; return 1 if anything was wrong."""
     options = _options()
+    if options.judge:
+        return judge(load(options.judge), f"python -m tests.faults --judge {options.judge}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     kinds = [fault for fault in FAULTS if options.long or not fault.long]
     if options.only:
@@ -31,7 +34,11 @@ def main() -> int:
     repeat = f"python -m tests.faults --minutes {options.minutes:g} --seed {options.seed} --rate {options.rate:g}"
     repeat += " --long" * options.long + (f" --only {options.only}" if options.only else "")
     print(f"seed {options.seed}; to have the same faults again: {repeat}", flush=True)
-    record = soak.record(plan)
+    return judge(soak.record(plan), repeat)
+
+
+def judge(record: Record, repeat: str) -> int:
+    """Say what a record shows; return 1 if anything was wrong."""
     report = check(record)
     print(summary(report))
     if impossible := record.facts["impossible"]:
@@ -39,7 +46,7 @@ def main() -> int:
     for sentence in report.wrong[:50]:
         print(f"WRONG {sentence}")
     if report.wrong:
-        print(f"{len(report.wrong)} times wrong; to have the same faults again: {repeat}")
+        print(f"{len(report.wrong)} times wrong; again: {repeat}")
     return 1 if report.wrong else 0
 
 
@@ -74,7 +81,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=200.0, help="jobs deferred a second (default: %(default)g)")
     parser.add_argument("--only", metavar="F1,F6", help="only faults of these kinds")
     parser.add_argument("--long", action="store_true", help="rarer faults, too")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the histories and logs there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the record and the logs there")
+    parser.add_argument("--judge", type=Path, metavar="FOLDER", help="only judge again what was kept there")
     return parser.parse_args()
 
 

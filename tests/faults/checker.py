@@ -31,8 +31,8 @@ from tests.faults.history import Event
 from tests.faults.record import Record, Step
 from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE
 
-# For how long after a fault a worker may still be away: it waits up to 5 s between attempts to connect.
-_AFTERMATH = 8.0
+# How long a worker waits at most between attempts to connect, in seconds.
+_LONGEST_PAUSE = 5.0
 _FINAL = ("succeeded", "failed", "aborted", "cancelled")
 _EDGES = {("todo", "doing"), ("doing", "todo"), ("todo", "todo"), ("todo", "gone"), ("doing", "gone")}
 _TOLD = {"job_success": "succeeded", "job_error": "failed", "job_aborted": "aborted"}
@@ -218,16 +218,20 @@ class _Checker:
 
     # I3, I4
 
-    def _explained(self, slot: str, at: float) -> bool:
-        """Tell whether a fault may have kept a worker from its heartbeats until this time."""
-        since = at - LEASE - _AFTERMATH
-        if slot == "ghost":
+    def _explained(self, claim: Claim, at: float) -> bool:
+        """Tell whether a fault kept a worker silent in the middle of the lease that ended at this time."""
+        if claim.slot == "ghost" or any(
+            claim.opened.at <= e["at"] <= at and claim.slot in (e["by"], e.get("name")) for e in self.ends
+        ):
             return True
+        silent = at - LEASE / 2
         for fault in self.faults:
-            touched = fault["touches"] is None or slot in fault["touches"]
-            if touched and fault["began"] <= at and fault["ended"] >= since:
+            touched = fault["touches"] is None or claim.slot in fault["touches"]
+            # For as long as it lasted, a worker may go on waiting until it connects again.
+            waits = min(_LONGEST_PAUSE, fault["ended"] - fault["began"]) + GRACE
+            if touched and fault["began"] - HEARTBEAT <= silent <= fault["ended"] + waits:
                 return True
-        return any(since <= e["at"] <= at and slot in (e["by"], e.get("name")) for e in self.ends)
+        return False
 
     def _fenced(self) -> None:
         before: dict[int, list[Claim]] = {}
@@ -242,8 +246,11 @@ class _Checker:
                 self.report.duplicates += 1
             earlier.append(claim)
             if claim.how in ("rescued", "lost"):
-                explained = self._explained(claim.slot, closed.at)
-                self._expect(explained, "I3", f"job {claim.job} was taken from {claim.slot} without any fault")
+                self._expect(
+                    self._explained(claim, closed.at),
+                    "I3",
+                    f"job {claim.job} was taken from {claim.slot} without any fault",
+                )
             elif claim.how == "released":
                 self._expect(not begun, "I3", f"job {claim.job} was begun, and then put back as if it had not been")
             else:

@@ -43,6 +43,10 @@ _POISON = [
 _FORGED = ["", "a", "q", "q00000000", "a1", "not json", '{"job_id": [1]}', "\N{SNOWMAN}" * 100, "x" * 7999]
 
 
+class Missed(Exception):
+    """A fault found nothing to befall."""
+
+
 class Fault:
     """Something that goes wrong, to some processes (`touches`; None: all), until `inject` returns."""
 
@@ -131,7 +135,7 @@ class KillServer(OfServer):
     def inject(self, stage: Stage) -> None:
         old = stage.server.pid
         if not old:
-            raise SoakError("the server is not there")
+            raise Missed("the server is not there")
         os.kill(old, self.signal)
         deadline = time.monotonic() + 30
         while stage.server.pid in (0, old):
@@ -552,6 +556,22 @@ class WrongClock(OfWorker):
             _stop(stage, self.worker, process, twice=False)
 
 
+class FailOver(OfServer):
+    """The server is lost for good, and its synchronous standby takes its place; once a soak."""
+
+    name = "F15 failover"
+    long = True
+
+    @classmethod
+    def possible(cls, stage: Stage) -> bool:
+        return stage.standby is not None
+
+    def inject(self, stage: Stage) -> None:
+        if stage.failed_over:
+            raise Missed("there is no other server any more")
+        stage.fail_over()
+
+
 FAULTS: tuple[type[Fault], ...] = (
     Kill,
     KillBackend,
@@ -572,6 +592,7 @@ FAULTS: tuple[type[Fault], ...] = (
     Terminate,
     TerminateInOutage,
     WrongClock,
+    FailOver,
 )
 # How many seconds apart the faults of a lane begin, on average.
 SPACING = {"worker": 2.5, "server": 4.0, "aside": 4.0}
@@ -640,7 +661,7 @@ class Nemesis:
         began, missed = time.monotonic(), None
         try:
             fault.inject(self._stage)
-        except psycopg.Error as error:
+        except (psycopg.Error, Missed) as error:
             # Another fault was faster: the server is just away.
             missed = f"{type(error).__name__}: {error}"
         self._stage.history.write(

@@ -69,7 +69,7 @@ class Proxy:
         self.routes: dict[str, Address] = {}
         self.port = 0
         self.lost_replies = 0
-        self._upstream = upstream
+        self.upstream = upstream
         self._weather: dict[str, Weather] = defaultdict(Weather)
         self._links: set[Link] = set()
         self._changed = asyncio.Event()
@@ -144,7 +144,7 @@ class Proxy:
             size, code = struct.unpack("!ii", head)
             head += await reader.readexactly(size - 8)
             name = _name(head) if code == _PROTOCOL_3 else ""
-            upstream = self.routes.get(name, self._upstream)
+            upstream = self.routes.get(name, self.upstream)
             while self._weather[name].frozen:
                 await self._changed.wait()
             if isinstance(upstream, str):

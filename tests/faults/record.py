@@ -64,6 +64,25 @@ class Record:
         """Return the events of these kinds, by time."""
         return [event for event in self.events if event["kind"] in kinds]
 
+    def save(self, folder: Path) -> None:
+        """Write it where `load` finds it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "history.jsonl").open("w") as file:
+            file.writelines(json.dumps(event) + "\n" for event in self.events)
+        jobs = [dataclasses.asdict(job) for job in self.jobs.values()]
+        steps = [dataclasses.asdict(step) for step in self.steps]
+        database = {"steps": steps, "jobs": jobs, "effects": self.effects, "facts": self.facts}
+        (folder / "database.json").write_text(json.dumps(database))
+
+
+def load(folder: Path) -> Record:
+    """Return the record that was saved in a folder."""
+    database = json.loads((folder / "database.json").read_text())
+    jobs = {job["id"]: Final(**job) for job in database["jobs"]}
+    steps = [Step(**step) for step in database["steps"]]
+    effects = [(key, job, token) for key, job, token in database["effects"]]
+    return Record(read(folder), steps, jobs, effects, database["facts"])
+
 
 def collect(conn: psycopg.Connection[Any], folder: Path, facts: dict[str, Any]) -> Record:
     """Gather the record of a soak that is over."""

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from tests.faults.checker import Report, check
-from tests.faults.nemesis import FAULTS, DiskFull, Fault, Nemesis, plan
+from tests.faults.nemesis import FAULTS, DiskFull, FailOver, Fault, Nemesis, plan
 from tests.faults.record import Record, collect
 from tests.faults.stage import Flaw, Stage
 from tests.faults.tasks import WAKE
@@ -36,7 +36,7 @@ class Soak:
     kinds: tuple[type[Fault], ...] = tuple(fault for fault in FAULTS if not fault.long)
     # Changes of the schema, for the tests of the checker.
     flaws: tuple[Flaw, ...] = ()
-    # Where to keep the histories.
+    # Where to keep the record, for `load`.
     keep: Path | None = None
     quiet: bool = True
 
@@ -49,7 +49,7 @@ def run(soak: Soak) -> Report:
 def record(soak: Soak) -> Record:
     """Run a soak and return what is known of it."""
     facts: dict[str, Any] = {}
-    with Stage(small_disk=DiskFull in soak.kinds, flaws=soak.flaws) as stage:
+    with Stage(small_disk=DiskFull in soak.kinds, standby=FailOver in soak.kinds, flaws=soak.flaws) as stage:
         kinds = [kind for kind in soak.kinds if kind.possible(stage)]
         facts["impossible"] = [kind.name for kind in soak.kinds if kind not in kinds]
         _say(soak, "the server is there")
@@ -73,7 +73,9 @@ def record(soak: Soak) -> Record:
             facts |= _leftovers(conn, stage)
             found = collect(conn, stage.histories, facts)
         if soak.keep:
-            _keep(stage, soak.keep)
+            found.save(soak.keep)
+            (soak.keep / "errors").write_text(stage.said())
+            (soak.keep / "server.log").write_text(stage.log())
         return found
 
 
@@ -179,13 +181,6 @@ def _processes(stage: Stage) -> dict[str, tuple[int, int]]:
         with contextlib.suppress(OSError):
             found[name] = (len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir())))
     return found
-
-
-def _keep(stage: Stage, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in [*stage.histories.glob("*.jsonl"), *stage.folder.glob("*.err")]:
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "server.log").write_text(stage.log())
 
 
 def _value(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:

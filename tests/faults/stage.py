@@ -25,6 +25,7 @@ from pyprocrastinate.embedded import Server
 from pyprocrastinate.migrate import migrate
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
+from tests.faults.standby import Standby
 from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE
 from tests.faults_support.gates import rewrite
 
@@ -92,13 +93,16 @@ class Stage(contextlib.ExitStack):
     `flaws` change the schema once it is installed, to see whether the checker notices.
     """
 
-    def __init__(self, *, small_disk: bool = False, flaws: tuple[Flaw, ...] = ()) -> None:
+    def __init__(self, *, small_disk: bool = False, standby: bool = False, flaws: tuple[Flaw, ...] = ()) -> None:
         super().__init__()
         self.slots: dict[str, Slot] = {}
         self.clients: list[subprocess.Popen[bytes]] = []
         self.bouncer: Bouncer | None = None
         self.disk: Path | None = None
+        self.standby: Standby | None = None
+        self.failed_over = False
         self._small_disk = small_disk
+        self._wants_standby = standby
         self._flaws = flaws
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -118,12 +122,17 @@ class Stage(contextlib.ExitStack):
         self.histories.mkdir()
         self.history = History(self.histories, "stage")
         self.callback(self.history.close)
-        if self._small_disk:
+        # Neither has a place beside the standby: what the first server alone has.
+        if self._small_disk and not self._wants_standby:
             self.disk = self._mount()
         self.server = self.enter_context(Server(durable=True, settings=SETTINGS))
         self._install()
         self.proxy = self.enter_context(Proxy(f"{self.server.host}/.s.PGSQL.{self.server.port}"))
-        if shutil.which("pgbouncer"):
+        if self._wants_standby:
+            self.standby = Standby(self.server)
+            self.callback(self.standby.stop)
+            self.standby.start(self.pause)
+        elif shutil.which("pgbouncer"):
             self.bouncer = Bouncer(self)
             self.callback(self.bouncer.stop)
             self.bouncer.start()
@@ -168,6 +177,8 @@ class Stage(contextlib.ExitStack):
     @property
     def direct(self) -> str:
         """The DSN past the proxy, as the owner."""
+        if self.standby and self.failed_over:
+            return self.standby.conninfo("soak")
         return str(self.server.conninfo("soak"))
 
     def dsn(self, name: str) -> str:
@@ -196,6 +207,14 @@ class Stage(contextlib.ExitStack):
                 self.pause(0.05)
         with conn:
             yield conn
+
+    def fail_over(self) -> None:
+        """Lose the first server for good, and have the second take its place."""
+        assert self.standby
+        self.server.stop()
+        self.standby.promote()
+        self.proxy.upstream = self.standby.socket
+        self.failed_over = True
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than the stage stands."""
@@ -291,6 +310,8 @@ class Stage(contextlib.ExitStack):
 
     def log(self) -> str:
         """Return what the server wrote to its log."""
+        if self.standby and self.failed_over:
+            return self.standby.log()
         return Path(self.server.folder, "server.log").read_text(errors="replace")
 
 
