@@ -12,7 +12,6 @@ import psycopg
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, transaction
-from psycopg.conninfo import make_conninfo
 from psycopg.types.datetime import TimestamptzLoader
 
 from pyprocrastinate import PsycopgConnector, operations
@@ -75,7 +74,7 @@ class DjangoConnector(BaseConnector):
         return self._worker_connectors.setdefault(self.address(), self.get_worker_connector())
 
     def address(self) -> str:
-        return make_conninfo("", **connector_params(self.alias))
+        return self.get_worker_connector().address()
 
     def open(self, pool: Any = None) -> None:
         """Do nothing: Django opens its connections, and closes them."""

@@ -13,11 +13,10 @@ from typing import Any
 
 from django.db import router
 from django.db.migrations.operations.base import Operation
-from psycopg.conninfo import make_conninfo
 
 from pyprocrastinate import migrate
 from pyprocrastinate_django import conf
-from pyprocrastinate_django.connector import connector_params
+from pyprocrastinate_django.connector import DjangoConnector
 
 
 class MigrateSchema(Operation):
@@ -39,7 +38,7 @@ class MigrateSchema(Operation):
         alias = schema_editor.connection.alias
         if alias != conf.database_alias() or not router.allow_migrate(alias, app_label):
             return
-        conninfo = make_conninfo("", **connector_params(alias))
+        conninfo = DjangoConnector(alias).address()
         if schema_editor.collect_sql:
             steps = [step for step in migrate.plan(conninfo) if (step.stage == "post") == (self.stage == "post")]
             schema_editor.collected_sql.append(migrate.script(steps))

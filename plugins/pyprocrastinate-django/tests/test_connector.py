@@ -153,10 +153,10 @@ def test_params_are_psycopgs(dsn: str) -> None:
 
 def test_params_heed_options(dsn: str, conn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     conn.execute('create role "a role"')
-    options = {"prepare_threshold": None, "assume_role": "a role", "options": "-c work_mem=8MB"}
+    options = {"prepare_threshold": 3, "assume_role": "a role", "options": "-c work_mem=8MB"}
     monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
     try:
-        assert connector_params()["prepare_threshold"] is None
+        assert connector_params()["prepare_threshold"] == 3
         with psycopg.connect(DjangoConnector().address()) as worker:
             found = worker.execute("select current_role, current_setting('work_mem')").fetchone()
         assert found == ("a role", "8MB")
