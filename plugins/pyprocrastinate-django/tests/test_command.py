@@ -31,7 +31,8 @@ def test_defer(dsn: str, jobs: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch)
     assert (job.queue, job.lock) == ("other", "l")
 
 
-def test_healthchecks(dsn: str, capfd: Any) -> None:
+def test_healthchecks(dsn: str, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCRASTINATE_VERBOSE", "2")  # the variable of the other command
     call_command("procrastinate", "healthchecks")
     assert capfd.readouterr().out.splitlines() == [
         "Database connection: OK",

@@ -57,6 +57,6 @@ class Command(BaseCommand):
 
     def group(self) -> click.Group:
         shared = {name: cli.cli.commands[name] for name in SHARED if name in cli.cli.commands}
-        verbose = click.Option(["--verbose"], is_flag=True, hidden=True)
+        verbose = click.Option(["--verbose"], count=True, hidden=True)
         commands = {**shared, "healthchecks": healthchecks}
         return cli.Commands("procrastinate", commands, params=[verbose], context_settings=cli.cli.context_settings)
