@@ -60,6 +60,7 @@ class Blueprint:
             queue, priority, lock, queueing_lock: What jobs get unless `configure` says otherwise.
             store_result: Keep what the function returns, as JSON of at most 64 KiB, as the job's
                 `result`.
+            task_middleware: Around each run of the task, and of its kind, sync or async; see `middleware`.
 
         Raises:
             TaskAlreadyRegistered: The name or an alias is taken.

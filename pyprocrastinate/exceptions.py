@@ -5,6 +5,7 @@ Everything this package raises.
     ├── TaskNotFound
     ├── UnboundTaskError
     ├── TaskAlreadyRegistered
+    ├── MiddlewareKindMismatch
     ├── LoadFromPathError (also ImportError)
     ├── CallerModuleUnknown
     ├── FunctionPathError
@@ -70,6 +71,10 @@ class UnboundTaskError(ProcrastinateException):
 
 class TaskAlreadyRegistered(ProcrastinateException):
     """A task of this name, alias or namespace is registered already."""
+
+
+class MiddlewareKindMismatch(ProcrastinateException):
+    """The middleware is sync where it must be async, or the other way round."""
 
 
 class LoadFromPathError(ImportError, ProcrastinateException):

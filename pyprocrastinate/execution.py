@@ -14,6 +14,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic, time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.job_context import AbortReason
 from pyprocrastinate.jobs import Job
+from pyprocrastinate.middleware import around
 
 if TYPE_CHECKING:
-    from pyprocrastinate.job_context import JobContext
     from pyprocrastinate.tasks import Task
+    from pyprocrastinate.worker import Worker
 
 # How much a new duration counts in the running average.
 _WEIGHT = 0.05
@@ -107,23 +109,15 @@ class Run:
 class Execution:
     """The slots of a worker."""
 
-    def __init__(
-        self,
-        concurrency: int,
-        loads: payload.JsonLoads,
-        make_context: Callable[[Run], JobContext],
-        started: Callable[[Run], None],
-        ended: Callable[[Run], None],
-    ) -> None:
-        self.concurrency = concurrency
+    def __init__(self, worker: Worker, started: Callable[[Run], None], ended: Callable[[Run], None]) -> None:
+        self.concurrency = worker.concurrency
         self.running: dict[int, Run] = {}
         # Still running, but the jobs are no longer this worker's.
         self.lost: set[Run] = set()
         # Fetched, not begun.
         self.waiting: deque[Run] = deque()
         self.duration: float | None = None
-        self._loads = loads
-        self._make_context = make_context
+        self._worker = worker
         self._started = started
         self._ended = ended
         self._executor: ThreadPoolExecutor | None = None
@@ -205,35 +199,44 @@ class Execution:
         run.timestamp = time()
         run.started_at = monotonic()
         try:
-            run.kwargs = payload.decode_object(run.claim[4], self._loads)
+            run.kwargs = payload.decode_object(run.claim[4], self._worker.connector.json_loads)
             if run.claim[5]:
                 run.headers = payload.decode_object(run.claim[5], payload.loads)
             self._started(run)
-            args = (self._make_context(run),) if task.pass_context else ()
-            if task.is_async:
-                self._make_cancellable(run)
-                run.result = await task.func(*args, **run.kwargs)
-            else:
-                run.result, run.error = await self._in_thread(task.func, args, run.kwargs)
-                if inspect.isawaitable(run.result):
-                    self._make_cancellable(run)
-                    run.result = await run.result
+            worker = self._worker
+            outer, inner = worker.worker_middleware, worker.middleware_of(task)
+            context = worker.make_context(run) if task.pass_context or outer or inner else None
+            args = (context,) if task.pass_context else ()
+            call = around(partial(task.func, *args, **run.kwargs), inner, context, worker)
+            run.result = await around(partial(self._perform, run, task, call), outer, context, worker)()
         except BaseException as error:  # noqa: BLE001  # whatever user code raises ends this run only
-            run.error = error
+            # A coroutine cannot raise StopIteration.
+            stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
+            run.error = error.__cause__ if stopped else error
         self._end(run)
+
+    async def _perform(self, run: Run, task: Task[..., Any, ...], call: Callable[[], Any]) -> Any:
+        if task.is_async:
+            self._make_cancellable(run)
+            return await call()
+        result, error = await self._in_thread(call)
+        if error is not None:
+            raise error
+        if inspect.isawaitable(result):
+            self._make_cancellable(run)
+            return await result
+        return result
 
     def _make_cancellable(self, run: Run) -> None:
         run.cancellable = True
         if run.reason and run.handle:
             run.handle.cancel()
 
-    async def _in_thread(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, BaseException | None]:
+    async def _in_thread(self, call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.concurrency, "pyprocrastinate")
         return await asyncio.get_running_loop().run_in_executor(
-            self._executor, contextvars.copy_context().run, _call, func, args, kwargs
+            self._executor, contextvars.copy_context().run, _attempt, call
         )
 
     def _end(self, run: Run) -> None:
@@ -258,8 +261,8 @@ def _of_user(traceback: TracebackType | None) -> TracebackType | None:
     return inner or traceback
 
 
-def _call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, BaseException | None]:
+def _attempt(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     try:
-        return func(*args, **kwargs), None
+        return call(), None
     except BaseException as error:  # noqa: BLE001  # a future cannot carry StopIteration
         return None, error

@@ -70,9 +70,7 @@ class Shift:
         self._log = JobLog(worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args)
         self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
         self._pulse = Pulse(worker, self)
-        self._execution = Execution(
-            worker.concurrency, worker.connector.json_loads, worker.make_context, self._log.started, self._ended
-        )
+        self._execution = Execution(worker, self._log.started, self._ended)
         self._woken = asyncio.Event()
         describer = Describer(DeleteJobCondition(worker.delete_jobs), worker.connector.json_dumps, worker.logger)
         self._outbox = Outbox(describer, self._link, self._log, self._woken)

@@ -8,12 +8,13 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from pyprocrastinate import exceptions
 from pyprocrastinate.deferring import JobDeferrer
+from pyprocrastinate.middleware import Middleware, checked
 from pyprocrastinate.retry import RetryDecision, RetryValue, get_retry_strategy
 from pyprocrastinate.types import ConfigureTaskOptions, JSONDict
 
@@ -49,6 +50,7 @@ class Task(Generic[P, R, D]):
         lock: str | None = None,
         queueing_lock: str | None = None,
         store_result: bool = False,
+        task_middleware: Iterable[Middleware] | None = None,
     ) -> None:
         self.func = func
         self.blueprint = blueprint
@@ -69,6 +71,7 @@ class Task(Generic[P, R, D]):
         self.queueing_lock = queueing_lock
         self.store_result = store_result
         self.is_async = inspect.iscoroutinefunction(func)
+        self.task_middleware = checked(task_middleware, kind=self.is_async)
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from pyprocrastinate.jobs import DeleteJobCondition
+    from pyprocrastinate.middleware import Middleware
     from pyprocrastinate.retry import RetryValue
 
 JSONValue: TypeAlias = "str | int | float | bool | list[JSONValue] | tuple[JSONValue, ...] | JSONDict | None"
@@ -52,6 +53,7 @@ class TaskOptions(TypedDict, total=False):
     lock: str | None
     queueing_lock: str | None
     store_result: bool
+    task_middleware: Iterable[Middleware] | None
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -71,4 +73,6 @@ class WorkerOptions(TypedDict, total=False):
     update_heartbeat_interval: float
     stalled_worker_timeout: float
     prefetch: bool
+    task_middleware: Iterable[Middleware] | None
+    worker_middleware: Iterable[Middleware] | None
     log_args: bool

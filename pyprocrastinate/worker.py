@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyprocrastinate import exceptions, operations, payload, periodic
 from pyprocrastinate.job_context import JobContext
 from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.middleware import Middleware, checked, is_async
 from pyprocrastinate.protocol import PROTOCOL
 from pyprocrastinate.shift import Shift
 from pyprocrastinate.signals import stop_on_signals
@@ -48,6 +49,8 @@ class Worker:
         install_signal_handlers: Whether SIGINT and SIGTERM stop the worker; the second one kills the process.
         update_heartbeat_interval: How often it tells that it lives.
         stalled_worker_timeout: After how long without a heartbeat its jobs go to others.
+        task_middleware: Around the run of each task of the same kind, sync or async; see `middleware`.
+        worker_middleware: Async, around each job.
         prefetch: Whether to fetch ahead of free slots while tasks are shorter than a round trip.
         log_args: Whether logs may hold arguments of jobs.
     """
@@ -67,6 +70,8 @@ class Worker:
     install_signal_handlers: bool = True
     update_heartbeat_interval: float = 10.0
     stalled_worker_timeout: float = 30.0
+    task_middleware: Iterable[Middleware] | None = None
+    worker_middleware: Iterable[Middleware] | None = None
     prefetch: bool = True
     log_args: bool = True
 
@@ -80,6 +85,8 @@ class Worker:
         self.connector = self.app.connector
         self.queues = None if self.queues is None else list(self.queues)
         self.worker_name = self.name or "worker"
+        self.task_middleware = checked(self.task_middleware)
+        self.worker_middleware: list[Middleware] = checked(self.worker_middleware, kind=True)
         self.delete_jobs = DeleteJobCondition(self.delete_jobs)
         self.logger = logging.getLogger(f"{__name__}.{self.worker_name}")
         self._shift: Shift | None = None
@@ -109,6 +116,10 @@ class Worker:
             stalled_after=self.stalled_worker_timeout,
             info=json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "concurrency": self.concurrency}),
         )
+
+    def middleware_of(self, task: Task[..., Any, ...]) -> list[Middleware]:
+        """Return what goes around a task's function: the worker's middleware of its kind, then its own."""
+        return [each for each in self.task_middleware or () if is_async(each) == task.is_async] + task.task_middleware
 
     def make_context(self, run: Run) -> JobContext:
         return JobContext(
