@@ -13,6 +13,7 @@ from django.test.utils import override_settings
 
 from pyprocrastinate import JobContext
 from pyprocrastinate.contrib.django import app
+from pyprocrastinate.testing import InMemoryConnector
 
 # Of Django; those of workers have a name.
 SESSIONS = """
@@ -161,3 +162,17 @@ def test_a_worker_can_be_given_a_connector_of_psycopgs(dsn: str, jobs: Any) -> N
     with app.replace_connector(app.connector.get_worker_connector()):  # type: ignore[attr-defined]
         work()
     assert [status for *_, status in jobs()] == ["succeeded"]
+
+
+def test_a_queue_in_memory_takes_its_place() -> None:
+    """In a test that has no database, say a SimpleTestCase."""
+
+    @app.task(name="t")
+    def task(a: int) -> None:
+        ran.append(a)
+
+    ran: list[int] = []
+    with app.replace_connector(InMemoryConnector()):
+        task.defer(a=1)
+        work()
+    assert ran == [1]
