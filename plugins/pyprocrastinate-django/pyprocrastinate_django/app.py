@@ -4,8 +4,6 @@ The app of a Django project.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -60,10 +58,10 @@ class DjangoApp(App):
         super().perform_import_paths()
 
     def make_worker(self, **options: Unpack[WorkerOptions]) -> Worker:
-        """Do as `App.make_worker`."""
+        """Do as `App.make_worker`, with care for connections around all middleware for tasks."""
         worker = super().make_worker(**options)
-        for task in self.tasks.values():
-            task.func = _tending_connections(task.func)
+        given = worker.task_middleware or ()
+        worker.task_middleware = [_look_after_connections, _look_after_async_connections, *given]
         return worker
 
 
@@ -79,31 +77,21 @@ def _before() -> None:
     close_old_connections()
 
 
-def _tending_connections(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with care for the connections of the thread in which it makes its queries."""
-    if hasattr(func, "tends_connections"):
-        return func
-    if inspect.iscoroutinefunction(func):
+def _look_after_connections(call_next: Callable[[], Any], context: Any, worker: Any) -> Any:
+    _before()
+    try:
+        return call_next()
+    finally:
+        close_old_connections()
 
-        @functools.wraps(func)
-        async def tending(*args: Any, **kwargs: Any) -> Any:
-            await sync_to_async(_before)()
-            try:
-                return await func(*args, **kwargs)
-            finally:
-                await sync_to_async(close_old_connections)()
-    else:
 
-        @functools.wraps(func)
-        def tending(*args: Any, **kwargs: Any) -> Any:
-            _before()
-            try:
-                return func(*args, **kwargs)
-            finally:
-                close_old_connections()
-
-    tending.tends_connections = True  # type: ignore[attr-defined]
-    return tending
+async def _look_after_async_connections(call_next: Callable[[], Any], context: Any, worker: Any) -> Any:
+    # Async code makes its queries in a thread, which this reaches.
+    await sync_to_async(_before)()
+    try:
+        return await call_next()
+    finally:
+        await sync_to_async(close_old_connections)()
 
 
 app = DjangoApp()

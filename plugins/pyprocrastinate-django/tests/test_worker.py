@@ -145,6 +145,23 @@ def test_a_run_is_completed_in_djangos_transaction(dsn: str, jobs: Any) -> None:
     assert committed == ["doing", "succeeded"]
 
 
+def test_connections_are_looked_after_outside_of_the_users_middleware(dsn: str, conn: Any) -> None:
+    @app.task(name="t")
+    def task() -> None:
+        seen.append("task")
+
+    def middleware(call_next: Any, context: Any, worker: Any) -> Any:
+        seen.append(f"{Order.objects.count()} orders")
+        return call_next()
+
+    seen: list[str] = []
+    task.defer()
+    connection.close()
+    app.run_worker(wait=False, install_signal_handlers=False, task_middleware=[middleware])
+    assert seen == ["0 orders", "task"]
+    assert conn.execute(SESSIONS).fetchone() == (0,)
+
+
 def test_a_task_that_is_called_leaves_connections_alone(dsn: str) -> None:
     @app.task(name="t")
     def task() -> int:
