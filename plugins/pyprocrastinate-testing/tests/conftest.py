@@ -56,9 +56,9 @@ def working(app: App) -> Any:
     """Return an async context manager that runs a worker which only notifications wake."""
 
     @asynccontextmanager
-    async def working() -> AsyncIterator[Worker]:
+    async def working(**options: Any) -> AsyncIterator[Worker]:
         worker = app.make_worker(
-            install_signal_handlers=False, fetch_job_polling_interval=60, abort_job_polling_interval=60
+            install_signal_handlers=False, fetch_job_polling_interval=60, abort_job_polling_interval=60, **options
         )
         run = asyncio.create_task(worker.run())
         yield worker

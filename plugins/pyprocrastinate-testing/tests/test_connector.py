@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import importlib
 import json
+import sys
 import threading
 
+import psycopg
 import pytest
 
 from pyprocrastinate import App, PsycopgConnector, RetryStrategy, exceptions
@@ -144,6 +147,7 @@ async def test_a_waiting_worker_is_woken_by_a_defer_from_another_thread(app, que
         thread.start()
         await until(lambda: ran == [1])
         thread.join()
+    assert queue._tables.listeners == []
 
 
 async def test_a_waiting_worker_sees_that_time_was_moved_on(app, queue, ran, working, until):
@@ -227,6 +231,35 @@ def test_what_nobody_knows_cannot_be_called(queue):
 def test_no_migration_mistakes_it_for_the_database_of_the_environment(queue):
     with pytest.raises(exceptions.ConnectorException, match="no schema to migrate"):
         queue.address()
+
+
+def test_without_the_distribution_one_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyprocrastinate_testing", None)
+    monkeypatch.delitem(sys.modules, "pyprocrastinate.testing")
+    with pytest.raises(ImportError, match=r"pip install 'pyprocrastinate\[testing\]'"):
+        importlib.import_module("pyprocrastinate.testing")
+
+
+async def test_a_line_that_was_cut_carries_nothing_more(queue):
+    call = Call("protocol", {}, list)
+    wire, pulse = await queue.open_wire(), queue.open_pulse_wire()
+    assert await wire.call(call) == pulse.call(call) == [(1, 1)]
+    wire.sever()
+    pulse.sever()
+    assert wire.closed
+    with pytest.raises(psycopg.OperationalError):
+        await wire.call(call)
+    with pytest.raises(psycopg.OperationalError):
+        pulse.call(call)
+
+
+async def test_a_freed_lock_wakes_the_worker_of_the_job_behind(app, queue, ran, working, until):
+    first = app.tasks["echo"].configure(queue="elsewhere", lock="x").defer(n=1)
+    app.tasks["echo"].configure(lock="x").defer(n=2)
+    async with working(queues=["q"]):
+        await until(lambda: rests(queue))
+        app.job_manager.cancel_job_by_id(first)
+        await until(lambda: ran == [2])
 
 
 def test_a_task_can_complete_its_job_once(app, queue, drain):
