@@ -22,6 +22,7 @@ Each sentence in `Report.wrong` begins with the invariant that does not hold.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
@@ -340,13 +341,24 @@ class _Checker:
                 since = max(seen, (step.due or 0) + 0.1) if step.attempts == 0 else seen
                 until = following.seq if following else 1 << 62
                 waits[step.lock].append((step.rank, job, since, step.seq, until))
+        under: dict[str, list[Claim]] = defaultdict(list)
         for claim in self._all_claims():
             opened = claim.opened
             early = opened.due is not None and opened.due > opened.at + 0.001
             self._expect(not early, "I7", f"job {claim.job} was claimed before its time")
-            for rank, job, since, first, until in waits[opened.lock] if opened.lock else ():
-                if (rank, job) < (opened.rank, claim.job) and first < opened.seq < until and since < opened.began:
-                    self._wrong("I7", f"job {claim.job} was claimed before {job}, under {opened.lock}")
+            if opened.lock:
+                under[opened.lock].append(claim)
+        for lock, claims in under.items():
+            coming = sorted(waits[lock], key=lambda w: w[3], reverse=True)
+            waiting: list[tuple[int, int, float, int, float]] = []
+            for claim in sorted(claims, key=lambda c: c.opened.seq):
+                opened = claim.opened
+                while coming and coming[-1][3] < opened.seq:
+                    waiting.append(coming.pop())
+                waiting = [wait for wait in waiting if wait[4] > opened.seq]
+                for rank, job, since, _, _ in waiting:
+                    if (rank, job) < (opened.rank, claim.job) and since < opened.began:
+                        self._wrong("I7", f"job {claim.job} was claimed before {job}, under {lock}")
 
     # I8
 
@@ -491,10 +503,15 @@ class _Checker:
         report.starts = len(self.started)
         report.faults = Counter(f["name"] for f in self.faults if not f.get("missed"))
         report.lost_replies = sum(e["count"] for e in self.record.of("lost replies"))
-        spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        opened: dict[str, list[float]] = defaultdict(list)
+        closed: dict[str, list[float]] = defaultdict(list)
         for claim in self._all_claims():
-            spans[claim.slot].append((claim.opened.at, claim.closed.at if claim.closed else float("inf")))
+            opened[claim.slot].append(claim.opened.at)
+            if claim.closed:
+                closed[claim.slot].append(claim.closed.at)
+        for times in [*opened.values(), *closed.values()]:
+            times.sort()
         for fault in self.faults:
-            for slot in spans if fault["touches"] is None else fault["touches"]:
-                mine = spans.get(slot, [])
-                report.exposed += sum(since <= fault["began"] < until for since, until in mine)
+            for slot in opened if fault["touches"] is None else fault["touches"]:
+                begun, over = opened.get(slot, []), closed.get(slot, [])
+                report.exposed += bisect.bisect(begun, fault["began"]) - bisect.bisect(over, fault["began"])

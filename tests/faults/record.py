@@ -13,7 +13,7 @@ import psycopg
 from tests.faults.history import Event, read
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One transition of one job, as the trigger saw it; `at` and `began` are of the monotonic clock."""
 
@@ -34,7 +34,7 @@ class Step:
     key: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Final:
     """What a job has come to."""
 
