@@ -35,6 +35,7 @@ async def drain(app: App, **options: Any) -> None:
     await app.run_worker_async(wait=False, install_signal_handlers=False, **options)
 
 
+@pytest.mark.scenario(78)
 async def test_an_async_task_is_surrounded_in_order(app: App, job: Any) -> None:
     trace: Trace = []
 
@@ -52,6 +53,7 @@ async def test_an_async_task_is_surrounded_in_order(app: App, job: Any) -> None:
     assert job(job_id)["result"] == "outer(inner(a(b(own(result)))))"
 
 
+@pytest.mark.scenario(78)
 async def test_a_sync_task_is_surrounded_in_its_thread(app: App, job: Any) -> None:
     trace: Trace = []
 
@@ -71,6 +73,7 @@ async def test_a_sync_task_is_surrounded_in_its_thread(app: App, job: Any) -> No
     assert job(job_id)["result"] == "outer(a(own(result)))"
 
 
+@pytest.mark.scenario(78)
 @pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_it_sees_what_the_task_raises(app: App, job: Any, error: type[BaseException], kind: str) -> None:
@@ -101,6 +104,7 @@ async def test_it_sees_what_the_task_raises(app: App, job: Any, error: type[Base
     assert seen == [RuntimeError if error is StopIteration else error]
 
 
+@pytest.mark.scenario(57, 78)
 async def test_it_may_stop_the_worker_and_fail_the_job(app: App, job: Any) -> None:
     async def stops(call_next: Callable[[], Any], context: JobContext, worker: Worker) -> Any:
         worker.stop()
