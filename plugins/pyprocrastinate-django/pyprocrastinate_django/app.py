@@ -5,7 +5,7 @@ The app of a Django project.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -23,14 +23,14 @@ from pyprocrastinate_django.exceptions import DjangoNotReady
 
 class DjangoApp(App):
     """
-    An app that Django's settings configure.
+    An app for Django: around each job, connections to databases are looked after as Django does around a request.
 
-    Tasks can be declared from the start. Everything else raises DjangoNotReady until Django is ready.
-    Around each job that a worker runs, connections to databases are looked after as Django does around a request.
+    Without a connector, tasks can be declared, and everything else raises DjangoNotReady. `app` has none until Django
+    is ready; further apps, say of a test, can be given its connector.
     """
 
-    def __init__(self) -> None:
-        super().__init__(connector=None)  # type: ignore[arg-type]
+    def __init__(self, *, connector: BaseConnector | None = None, **options: Any) -> None:
+        super().__init__(connector=cast(BaseConnector, connector), **options)
 
     @property
     def connector(self) -> BaseConnector:

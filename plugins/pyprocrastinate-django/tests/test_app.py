@@ -80,6 +80,20 @@ def test_with_settings(fresh: DjangoApp) -> None:
     assert fresh.ready_with is fresh.connector  # type: ignore[attr-defined]
 
 
+def test_a_test_can_have_an_app_of_its_own(dsn: str) -> None:
+    own = DjangoApp(connector=contrib.app.connector, worker_defaults={"wait": False, "install_signal_handlers": False})
+    ran: list[int] = []
+
+    @own.task(name="u")
+    def task(a: int) -> None:
+        ran.append(a)
+
+    task.defer(a=1)
+    own.run_worker()
+    assert ran == [1]
+    assert "u" not in contrib.app.tasks
+
+
 @override_settings(PROCRASTINATE_AUTODISCOVER_MODULE_NAME=None)
 def test_nothing_need_be_discovered(fresh: DjangoApp) -> None:
     fresh.get_ready()
@@ -98,12 +112,14 @@ def test_names_are_procrastinates() -> None:
     from pyprocrastinate.contrib.django.apps import ProcrastinateConfig
     from pyprocrastinate.contrib.django.exceptions import DjangoNotReady as NotReady
     from pyprocrastinate.contrib.django.models import ProcrastinateJob
+    from pyprocrastinate.contrib.django.procrastinate_app import current_app
 
     config = apps.get_app_config("procrastinate")
     assert type(config) is ProcrastinateConfig
     assert NotReady is DjangoNotReady
     assert apps.get_model("procrastinate", "ProcrastinateJob") is ProcrastinateJob is models.ProcrastinateJob
     assert isinstance(contrib.app, contrib.DjangoApp)
+    assert current_app is contrib.app
 
 
 def test_without_the_distribution_it_is_said_what_to_install() -> None:

@@ -37,8 +37,8 @@ def test_healthchecks(dsn: str, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert capfd.readouterr().out.splitlines() == [
         "Database connection: OK",
         "Migrations: OK",
-        "App: OK",
-        "Worker connection: OK",
+        "Default Django Procrastinate App: OK",
+        "Worker App: OK",
     ]
 
 

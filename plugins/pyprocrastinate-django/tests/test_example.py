@@ -34,7 +34,7 @@ def test_a_first_try(manage: Manage) -> None:
     assert manage("procrastinate", "worker", "--one-shot") == (["sent: The Elements for Ada"], "")
     assert manage("procrastinate", "defer", "bookshop.tasks.count")[0] == ["2"]
     assert manage("procrastinate", "worker", "--one-shot") == (["1 of 1 orders sent"], "")
-    assert manage("procrastinate", "healthchecks")[0][-1] == "Worker connection: OK"
+    assert manage("procrastinate", "healthchecks")[0][-1] == "Worker App: OK"
 
 
 def test_its_tests(manage: Manage) -> None:

@@ -35,10 +35,10 @@ def healthchecks() -> None:
     click.echo("Migrations: OK")
     app.perform_import_paths()
     check_protocol(*app.connector.run(operations.protocol()))
-    click.echo("App: OK")
+    click.echo("Default Django Procrastinate App: OK")
     if isinstance(app.connector, WorkerConnector):
         app.connector.open_pulse_wire().close()
-    click.echo("Worker connection: OK")
+    click.echo("Worker App: OK")
 
 
 class Command(BaseCommand):
