@@ -4,6 +4,9 @@ A PostgreSQL task queue whose database is the queue.
 `import pyprocrastinate as procrastinate` replaces Procrastinate 3.
 """
 
+from typing import Any
+
+from pyprocrastinate import exceptions, removed
 from pyprocrastinate.app import App
 from pyprocrastinate.blueprints import Blueprint
 from pyprocrastinate.connector import BaseConnector, PsycopgConnector, SyncPsycopgConnector
@@ -22,3 +25,9 @@ __all__ = [
     "RetryStrategy",
     "SyncPsycopgConnector",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in removed.SUCCESSORS:
+        raise exceptions.MovedElsewhere(removed.sentence(name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

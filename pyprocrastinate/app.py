@@ -5,17 +5,21 @@ The app: tasks, and the database that their jobs are in.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import importlib
 import logging
+import sys
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from pyprocrastinate import exceptions
+from pyprocrastinate import builtin_tasks, exceptions, removed
 from pyprocrastinate.blueprints import Blueprint
 from pyprocrastinate.deferring import JobDeferrer
 from pyprocrastinate.manager import JobManager
+from pyprocrastinate.schema import SchemaManager
 from pyprocrastinate.types import ConfigureTaskOptions, WorkerOptions
 from pyprocrastinate.worker import Worker
 
@@ -58,6 +62,7 @@ class App(Blueprint):
         self.worker_defaults = worker_defaults or WorkerOptions()
         self.periodic_defaults = periodic_defaults or PeriodicDefaults()
         self.log_args = log_args
+        builtin_tasks.register(self)
 
     @classmethod
     def from_path(cls, dotted_path: str) -> App:
@@ -74,6 +79,17 @@ class App(Blueprint):
     @property
     def job_manager(self) -> JobManager:
         return JobManager(self.connector)
+
+    @property
+    def schema_manager(self) -> SchemaManager:
+        return SchemaManager(self.connector)
+
+    def with_connector(self, connector: BaseConnector) -> App:
+        """Return another app with the same tasks and schedules. Deprecated: use `replace_connector`."""
+        warnings.warn("with_connector is deprecated: use replace_connector", DeprecationWarning, stacklevel=2)
+        other = copy.copy(self)
+        other.connector = connector
+        return other
 
     @contextmanager
     def replace_connector(self, connector: BaseConnector) -> Iterator[App]:
@@ -140,6 +156,7 @@ class App(Blueprint):
         """Return a worker with these options, `worker_defaults` and the defaults of `Worker`, in this order."""
         self.perform_import_paths()
         merged: dict[str, Any] = {"log_args": self.log_args, **self.worker_defaults, **options}
+        removed.refuse(merged.keys() & removed.SUCCESSORS.keys())
         return Worker(self, **merged)
 
     async def run_worker_async(self, **options: Unpack[WorkerOptions]) -> None:
@@ -158,7 +175,9 @@ class App(Blueprint):
             async with self.open_async():
                 await self.run_worker_async(**options)
 
-        asyncio.run(run())
+        # On Windows the loop that Python takes by default has no use for psycopg.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if sys.platform == "win32" else None) as runner:
+            runner.run(run())
 
 
 class _Opening:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyprocrastinate import operations, payload
+from pyprocrastinate import operations, payload, removed
 from pyprocrastinate.jobs import Job
 
 if TYPE_CHECKING:
@@ -23,6 +24,23 @@ class AbortReason(enum.Enum):
 
     USER_REQUEST = "user_request"
     SHUTDOWN = "shutdown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How long a run took, in seconds since 1970, and what it returned."""
+
+    start_timestamp: float
+    end_timestamp: float | None = None
+    result: Any = None
+
+    def duration(self, current_timestamp: float | None = None) -> float:
+        """Return the seconds from the start to the end, or to this time while it runs."""
+        return (self.end_timestamp or current_timestamp or time.time()) - self.start_timestamp
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what log records carry."""
+        return dataclasses.asdict(self) | ({"duration": self.duration()} if self.end_timestamp else {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +72,9 @@ class JobContext:
     @property
     def queues_display(self) -> str:
         return "all queues" if self.worker_queues is None else f"queues {', '.join(self.worker_queues)}"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(removed.sentence(name), name=name, obj=self)
 
     def should_abort(self) -> bool:
         """Tell whether the task is to stop; a sync task then raises `JobAborted`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pyprocrastinate import exceptions, operations, payload
+from pyprocrastinate import exceptions, operations, payload, removed
 from pyprocrastinate.jobs import Job, Status
 from pyprocrastinate.operations import Call, Row, both, given
 from pyprocrastinate.protocol import PROTOCOL
@@ -199,8 +199,10 @@ class JobManager:
         include_failed: bool = False,
         include_cancelled: bool = False,
         include_aborted: bool = False,
+        **unknown: Any,
     ) -> int:
         """Delete jobs that ended longer ago than this, those that succeeded and those asked for; return how many."""
+        removed.refuse(unknown)
         chosen = {"failed": include_failed, "cancelled": include_cancelled, "aborted": include_aborted}
         statuses = ["succeeded", *(status for status, included in chosen.items() if included)]
         args = given(older_than=timedelta(hours=nb_hours), statuses=statuses, queue=queue)

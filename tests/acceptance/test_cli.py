@@ -310,7 +310,9 @@ def test_a_schema_that_has_retired_this_release(run: Run, conn: Connection, comm
 
 def test_a_running_migration(run: Run, conn: Connection, connect: Callable[..., Connection], tmp_path: Path) -> None:
     (tmp_path / "impatient.py").write_text(
-        "from pyprocrastinate import cli, migrate\nmigrate.TURN_TIMEOUT = 0.01\ncli.main()\n"
+        "import pyprocrastinate_cli, pyprocrastinate_migrate\n"
+        "pyprocrastinate_migrate.TURN_TIMEOUT = 0.01\n"
+        "pyprocrastinate_cli.main()\n"
     )
     key = "select pg_advisory_xact_lock(x'70726F6372617374'::bigint)"
     with connect().transaction() as other:

@@ -13,8 +13,6 @@ import pyprocrastinate
 from pyprocrastinate import _sqlfiles
 
 PACKAGE = Path(pyprocrastinate.__file__).parent
-# the migration runner
-EXEMPT = {"migrate.py"}
 
 STATEMENT = re.compile(
     r"\s*(select|table|values|listen|unlisten|notify|explain)\s"
@@ -88,11 +86,7 @@ def complaint(text: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in EXEMPT],
-    ids=lambda path: str(path.relative_to(PACKAGE)),
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_sends_calls_only(path: Path) -> None:
     found = {text: complaint(text) for text in literals(path.read_text("utf-8"))}
     assert {text: wrong for text, wrong in found.items() if wrong} == {}

@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyprocrastinate import _sqlfiles, migrate
+import pyprocrastinate_migrate
+from pyprocrastinate import _sqlfiles
 from pyprocrastinate.protocol import PROTOCOL
 
 RETIRE = f"select procrastinate._raise_oldest({PROTOCOL + 1});"
@@ -108,7 +109,7 @@ class Release:
 
     def is_called(self, version: str) -> None:
         """Give the release its version."""
-        self._monkeypatch.setattr(migrate, "version", lambda _: version)
+        self._monkeypatch.setattr(pyprocrastinate_migrate, "version", lambda _: version)
 
 
 @pytest.fixture

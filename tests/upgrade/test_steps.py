@@ -349,7 +349,7 @@ def test_a_migrator_does_not_wait_for_ever(
             reader.connection.execute("select from procrastinate.job")
             first = pool.submit(migrate, dsn)
             await_waiter(conn, "relation = 'procrastinate.job'::regclass")
-            monkeypatch.setattr("pyprocrastinate.migrate.TURN_TIMEOUT", 0.01)
+            monkeypatch.setattr("pyprocrastinate_migrate.TURN_TIMEOUT", 0.01)
             with pytest.raises(MigrationError, match="another migration is running"):
                 migrate(dsn)
         first.result()
@@ -359,14 +359,14 @@ def test_a_table_in_use_makes_a_step_give_way_and_try_again(
     dsn: str, connect: Connect, release: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
-    monkeypatch.setattr("pyprocrastinate.migrate.LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr("pyprocrastinate_migrate.LOCK_TIMEOUT", 0.01)
     gave_way, go_on = Event(), Event()
 
     def pause(_: float) -> None:
         gave_way.set()
         go_on.wait(30)
 
-    monkeypatch.setattr("pyprocrastinate.migrate.time.sleep", pause)
+    monkeypatch.setattr("pyprocrastinate_migrate.time.sleep", pause)
     with ThreadPoolExecutor() as pool:
         with connect().transaction() as reader:
             reader.connection.execute("select from procrastinate.job")
@@ -383,8 +383,8 @@ def test_a_table_in_use_for_too_long_is_an_error(
 ) -> None:
     release.add("migrations/pre/9001_more.sql", ADD)
     pauses: list[float] = []
-    monkeypatch.setattr("pyprocrastinate.migrate.LOCK_TIMEOUT", 0.01)
-    monkeypatch.setattr("pyprocrastinate.migrate.time.sleep", pauses.append)
+    monkeypatch.setattr("pyprocrastinate_migrate.LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr("pyprocrastinate_migrate.time.sleep", pauses.append)
     with connect().transaction() as reader:
         reader.connection.execute("select from procrastinate.job")
         with pytest.raises(MigrationError, match="in use at each of 10 attempts"):

@@ -150,10 +150,6 @@ def worker(app: str | None, /, **options: Any) -> None:
     if options["queues"]:
         options["queues"] = [name.strip() for name in options["queues"].split(",")]
     given = {name: value for name, value in options.items() if value not in (None, "")}
-    if sys.platform == "win32":
-        import asyncio
-
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     load_app(app).run_worker(**given)
 
 
