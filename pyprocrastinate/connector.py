@@ -233,11 +233,9 @@ class PsycopgConnector(SyncPsycopgConnector):
         connection.execute(_ISOLATION, prepare=False)
         return wires.PsycopgPulseWire(connection, self._prepare_nothing)
 
-    def _prepare_nothing(self) -> bool:
-        """Let workers connect without prepared statements from now on; tell whether they had them."""
-        had = self._kwargs.get("prepare_threshold", 0) is not None
+    def _prepare_nothing(self) -> None:
+        """Let workers connect without prepared statements from now on."""
         self._kwargs["prepare_threshold"] = None
-        return had
 
     def _for_sync(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in kwargs.items() if key not in _ASYNC_ONLY}

@@ -79,7 +79,7 @@ class WorkerConnector(Protocol):
 
 
 class _PsycopgWire:
-    def __init__(self, connection: Any, prepare_nothing: Callable[[], bool]) -> None:
+    def __init__(self, connection: Any, prepare_nothing: Callable[[], None]) -> None:
         self._connection = connection
         self._prepare_nothing = prepare_nothing
         connection.adapters.register_loader("timestamptz", operations.MicrosecondsLoader)
@@ -102,7 +102,9 @@ class _PsycopgWire:
         try:
             yield
         except psycopg.Error as error:
-            if error.sqlstate in _NOT_PREPARED and self._prepare_nothing():
+            if error.sqlstate in _NOT_PREPARED:
+                # This line has still prepared some, even if the other one was faster to find out.
+                self._prepare_nothing()
                 self._connection.pgconn.finish()
             raise
 
@@ -122,7 +124,7 @@ class PsycopgWire(_PsycopgWire):
 class PsycopgPulseWire(_PsycopgWire):
     """A `PulseWire` over a connection of psycopg's."""
 
-    def __init__(self, connection: psycopg.Connection[Any], prepare_nothing: Callable[[], bool]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], prepare_nothing: Callable[[], None]) -> None:
         super().__init__(connection, prepare_nothing)
         self._poke_out, self._poke_in = socket.socketpair()
         self._poke_in.setblocking(False)

@@ -274,9 +274,7 @@ class Stage(contextlib.ExitStack):
         return late
 
     def _spawn_worker(self, name: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        # An old PgBouncer has no memory for prepared statements.
-        connection = {"prepare_threshold": None} if name in self.proxy.routes else {}
-        return self._spawn("worker", {"name": name, "worker": WORKERS[name], "connection": connection}, env or {})
+        return self._spawn("worker", {"name": name, "worker": WORKERS[name]}, env or {})
 
     def _spawn(self, module: str, options: dict[str, Any], env: dict[str, str]) -> subprocess.Popen[bytes]:
         name = options["name"]

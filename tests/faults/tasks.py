@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psycopg
 
@@ -37,9 +36,9 @@ select procrastinate.schedule('in sql', 'tick', '{EVERY}', args => '{{"schedule"
 """
 
 
-def make_app(dsn: str, history: History, connection: dict[str, Any]) -> App:
-    """Return the app; `connection` is what psycopg is to be told of each connection."""
-    app = App(connector=PsycopgConnector(conninfo=dsn, kwargs=connection))
+def make_app(dsn: str, history: History) -> App:
+    """Return the app; workers have it, and need not be told that there is a pooler between."""
+    app = App(connector=PsycopgConnector(conninfo=dsn))
 
     @contextmanager
     def observed(context: JobContext, key: str) -> Iterator[None]:
@@ -86,7 +85,7 @@ def make_app(dsn: str, history: History, connection: dict[str, Any]) -> App:
     @app.task(name="complete", pass_context=True)
     def complete(context: JobContext, key: str) -> None:
         """Write an effect and end the job in one transaction."""
-        with observed(context, key), psycopg.connect(dsn, **connection) as conn:
+        with observed(context, key), psycopg.connect(dsn) as conn:
             conn.execute("insert into audit.effect values (%s, %s, %s)", [key, context.job.id, context.token])
             history.write("completing", job=context.job.id, token=context.token)
             context.complete(conn)

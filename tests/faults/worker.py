@@ -60,7 +60,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Notes(history))
     logger.propagate = False
-    app = make_app(options["dsn"], history, options["connection"])
+    app = make_app(options["dsn"], history)
     app.run_worker(name=options["name"], **options["worker"])
 
 

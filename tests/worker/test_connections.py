@@ -384,3 +384,32 @@ async def test_refused_when_it_registers_again_it_ends_after_its_tasks(
     with pytest.raises(ScheduleNameTaken):
         await asyncio.wait_for(run, 20)
     assert ended.is_set()
+
+
+async def test_a_pooler_that_forgets_what_was_prepared_costs_each_line_one_answer(app: App) -> None:
+    wire, pulse = await app.connector.open_wire(), app.connector.open_pulse_wire()
+    call = operations.protocol()
+    try:
+        expected = await wire.call(call)
+        assert pulse.call(call) == expected
+        for line in (wire, pulse):
+            # past psycopg, which would forget with it
+            line._connection.pgconn.exec_(b"deallocate all")
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+            pulse.call(call)
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+            await wire.call(call)
+        # the other one knew already, and still neither is of any more use
+        assert wire.closed
+        assert pulse.closed
+    finally:
+        await wire.close()
+        pulse.close()
+    anew = await app.connector.open_wire()
+    try:
+        for _ in range(2):
+            assert await anew.call(call) == expected
+        prepared = await anew._connection.execute("select from pg_prepared_statements")
+        assert prepared.rowcount == 0
+    finally:
+        await anew.close()
