@@ -137,7 +137,7 @@ def held_v1(tables: Tables, worker_id: Id) -> list[Row]:
 
 
 @function
-def idle_v1(tables: Tables, worker_id: Id, scan_from: object = None) -> list[Row]:
+def idle_v1(tables: Tables, worker_id: Id, scan_from: list[int] | None = None) -> list[Row]:
     """Declare that a worker waits; return whether a job is ready, when the next scheduled one will be, and the time."""
     worker = registered(tables, worker_id)
     now = tables.now()
