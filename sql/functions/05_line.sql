@@ -89,6 +89,13 @@ end $$;
 comment on function procrastinate._hold(bigint[], int[], text[]) is
 'Hold the rows of jobs that were found to be next in line: those that still are, and that nobody else holds.';
 
+create or replace function procrastinate._due_before(scheduled_at timestamptz, error jsonb) returns timestamptz
+language sql stable parallel safe begin atomic
+  select case when error ? 'due' then (error ->> 'due')::timestamptz else scheduled_at end;
+end;
+comment on function procrastinate._due_before(timestamptz, jsonb) is
+'Tell what scheduled_at was before a worker gave the job back for a moment, which is noted beside its last error.';
+
 create or replace function procrastinate._take_locks(locks text[]) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
   select pg_advisory_xact_lock(k.key)

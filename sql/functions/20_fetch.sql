@@ -296,7 +296,9 @@ begin
   if not v_full then
     v_from := at - make_interval(secs => (ms - scan_from[2]) / 1000.0 + 0.05);
   end if;
-  update procrastinate.job as j set state = procrastinate._ready()
+  update procrastinate.job as j
+     set state = procrastinate._ready(), scheduled_at = procrastinate._due_before(j.scheduled_at, j.error),
+         error = nullif(j.error - 'due', '{}')
    where j.id = any (array(
      select d.id from procrastinate.job as d
       where d.state in ('s', 'h') and d.scheduled_at > v_from and d.scheduled_at <= at

@@ -23,7 +23,10 @@ begin
            token = -m.token, worker_id = null, started_at = null, abort_requested = false,
            attempts = m.attempts + m.counts, scheduled_at = coalesce(m.retry_at, m.scheduled_at),
            rank = coalesce(m.new_rank, m.rank), queue = coalesce(m.new_queue, m.queue), lock = coalesce(m.new_lock, m.lock),
-           error = case when m.counts > 0 then procrastinate._error(m.o -> 'error', v_store, false) else m.error end
+           error = case when m.counts > 0 then procrastinate._error(m.o -> 'error', v_store, false)
+                        -- given back for a moment: it was due when it was due
+                        when m.retry_at is not null then coalesce(m.error, '{}') || jsonb_build_object('due', m.scheduled_at)
+                        else m.error end
       from mine as m
      where j.id = m.id and j.id = any (v_ids) and m.new_status = 'todo' and m.queueing_lock is null),
   gone as (
@@ -135,7 +138,9 @@ begin
            attempts = j.attempts + counts, rescues = j.rescues + rescued,
            scheduled_at = coalesce(_put_back.retry_at, j.scheduled_at), rank = coalesce(new_rank, j.rank),
            queue = coalesce(new_queue, j.queue), lock = coalesce(new_lock, j.lock),
-           error = case when counts > 0 then _put_back.error - 'traceback' else j.error end
+           error = case when counts > 0 then _put_back.error - 'traceback'
+                        when _put_back.retry_at is not null then coalesce(j.error, '{}') || jsonb_build_object('due', j.scheduled_at)
+                        else j.error end
      where j.id = job_id;
     if event is not null then
       insert into procrastinate.event (job_id, worker_id, at, started_at, type, detail)

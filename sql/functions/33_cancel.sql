@@ -24,6 +24,8 @@ begin
     delete from procrastinate.event as e where e.job_id = cancel.job_id;
   else
     v_job.token := -abs(v_job.token);
+    v_job.scheduled_at := procrastinate._due_before(v_job.scheduled_at, v_job.error);
+    v_job.error := nullif(v_job.error - 'due', '{}');
     perform procrastinate._end_waiting(v_job, 'cancelled', 0, 0, v_job.error, v_now);
     perform procrastinate._ended(array[job_id]);
   end if;

@@ -1,7 +1,9 @@
 -- A view reads tables with its owner's rights, but calls functions with those of who reads it: so no view calls one.
 create or replace view procrastinate.jobs as
 select j.id, case when j.state = 'x' then 'doing' else 'todo' end as status, j.task, j.queue, j.args, j.headers,
-       -j.rank as priority, j.lock, j.queueing_lock, j.attempts, j.deferred_at, j.scheduled_at, j.started_at,
+       -j.rank as priority, j.lock, j.queueing_lock, j.attempts, j.deferred_at,
+       -- a worker that does not know its task gave it back for a moment
+       case when j.error ? 'due' then (j.error ->> 'due')::timestamptz else j.scheduled_at end as scheduled_at, j.started_at,
        null::timestamptz as finished_at, j.worker_id, j.abort_requested, j.error ->> 'class' as error_class,
        j.error ->> 'message' as error_message, null::jsonb as result
   from procrastinate.job as j
@@ -24,8 +26,10 @@ select -(e.id * 16 + 3), e.job_id, e.detail ->> 'status', (e.detail ->> 'finishe
 union all
 select -(j.id * 16 + 4), j.id, 'deferred', j.deferred_at, null, null from procrastinate.job as j
 union all
-select -(j.id * 16 + 5), j.id, 'scheduled', j.scheduled_at, null, null
-  from procrastinate.job as j where j.scheduled_at is not null and j.attempts = 0
+select -(j.id * 16 + 5), j.id, 'scheduled', s.due, null, null
+  from procrastinate.job as j
+ cross join lateral (values (case when j.error ? 'due' then (j.error ->> 'due')::timestamptz else j.scheduled_at end)) as s (due)
+ where s.due is not null and j.attempts = 0
 union all
 select -(j.id * 16 + 6), j.id, 'started', j.started_at, j.worker_id, null from procrastinate.job as j where j.started_at is not null
 union all

@@ -97,7 +97,8 @@ def put_back(
         abort_requested=False,
         attempts=attempts,
         rescues=job.rescues + rescued,
-        scheduled_at=decision.retry_at or job.scheduled_at,
+        # given back for a moment, it was due when it was due
+        scheduled_at=(decision.counts and decision.retry_at) or job.scheduled_at,
         error=without_traceback(error) if decision.counts else job.error,
         **(decision.place | waits(decision.retry_at, at, place["lock"], attempts)),
     )

@@ -130,7 +130,7 @@ def _lock(tables: Tables, lock: str, now: Any) -> Shown:
         "next_job_id": head and head.id,
         "next_queue": head and head.queue,
         "state": state,
-        "next_due_at": head.scheduled_at if head and retries and not runs else None,
+        "next_due_at": head.until if head and retries and not runs else None,
         "waiting": len(waits),
     }
 
