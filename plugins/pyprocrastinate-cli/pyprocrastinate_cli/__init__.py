@@ -252,6 +252,57 @@ def healthchecks(app_path: str | None) -> None:
         click.echo("Schema: OK")
 
 
+_STATUSES = ("todo", "doing", "succeeded", "failed", "cancelled", "aborted")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1)
+@click.pass_obj
+def shell(app_path: str | None, /, command: tuple[str, ...]) -> None:
+    """Look at jobs and manage them from a prompt, or with one COMMAND, as in `shell list_jobs status=failed`."""
+    from pyprocrastinate_cli.shell import Shell
+
+    with load_app(app_path, bare=True).open() as app:
+        prompt = Shell(app.job_manager)
+        if command:
+            prompt.run(command)
+        else:
+            prompt.cmdloop()
+
+
+@cli.command()
+@click.option("--id", type=int)
+@click.option("--queue")
+@click.option("--task")
+@click.option("--status", type=click.Choice(_STATUSES))
+@click.option("--lock")
+@click.option("--queueing-lock")
+@click.option("--details", is_flag=True, help="Also print attempts, priority, time, arguments and lock.")
+@click.pass_obj
+def jobs(app_path: str | None, /, details: bool, **filters: Any) -> None:
+    """List jobs, those that match all options."""
+    from pyprocrastinate_cli.shell import job_line
+
+    with load_app(app_path, bare=True).open() as app:
+        for job in app.job_manager.list_jobs(**filters):
+            click.echo(job_line(job, details=details))
+
+
+@cli.command()
+@click.option("--queue")
+@click.option("--task")
+@click.option("--status", type=click.Choice(_STATUSES))
+@click.option("--lock")
+@click.pass_obj
+def queues(app_path: str | None, /, **filters: Any) -> None:
+    """Count the jobs of each queue, in all and by status, those that match all options."""
+    from pyprocrastinate_cli.shell import count_line
+
+    with load_app(app_path, bare=True).open() as app:
+        for counts in app.job_manager.list_queues(**filters):
+            click.echo(count_line(counts))
+
+
 def main() -> None:
     """Run the command, and exit."""
     with contextlib.suppress(ModuleNotFoundError):
