@@ -170,6 +170,28 @@ def test_json_is_kept_and_written_alike(db, queue):
     compare()
 
 
+# Views that the walks leave out
+
+
+def test_queues_and_settings_look_alike(db, queue):
+    worker, double = db.worker(), rows(queue, "register_worker_v1", name="w")[0][0]
+    jobs = [{"lock": "x"}, {"lock": "x"}, {"lock": "x", "queue": "b"}, {"schedule_in": "1 hour"}, {}, {}]
+    db.defer_many(*jobs)
+    rows(queue, "defer_many", jobs=json.dumps([{"task": "task"} | job for job in jobs]))
+    # a fetch lines up who waits for a lock
+    assert worker.ids(2) == [row[0] for row in rows(queue, "fetch_v1", worker_id=double, capacity=2)] == [1, 5]
+    worker.ids(9)
+    rows(queue, "fetch_v1", worker_id=double, capacity=9)
+    db.set("max_rescues", 7)
+    rows(queue, "set_setting", name="max_rescues", value="7")
+    for view, columns in {
+        "queues": ["name", "ready", "blocked", "scheduled", "doing", "oldest_ready_at"],
+        "settings": ["name", "value"],
+    }.items():
+        there = db.rows(f"select {', '.join(columns)} from procrastinate.{view}")
+        assert sorted(queue.run(Call(view, {}, list, columns))) == sorted(map(tuple, there))
+
+
 # Delays
 
 SECONDS = st.sampled_from([0, 1, 2.5, 60, 3600, 1e6, 1e12])

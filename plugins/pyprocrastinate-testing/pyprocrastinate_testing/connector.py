@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import psycopg
+
 from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.connector import BaseConnector
 from pyprocrastinate.operations import Call
@@ -165,6 +167,8 @@ class InMemoryConnector(BaseConnector):
 
 def _look(tables: Tables, call: Call[Any]) -> list[Row]:
     """Return the columns of a view for the rows that match all arguments."""
+    if call.source not in VIEWS:
+        raise psycopg.errors.UndefinedTable(f'relation "procrastinate.{call.source}" does not exist')
     rows = VIEWS[call.source](tables)
     found = [row for row in rows if all(row[name] == value for name, value in call.args.items())]
     if "id" in call.view:

@@ -137,7 +137,7 @@ def _lock(tables: Tables, lock: str, now: Any) -> Shown:
 
 def settings(tables: Tables) -> list[Shown]:
     """Settings and their values."""
-    values = dataclasses.asdict(tables.config) | {"stalled_after": str(tables.config.stalled_after)}
+    values = dataclasses.asdict(tables.config) | {"stalled_after": f"{tables.config.stalled_after!s:0>8}"}
     return [{"name": name, "value": value} for name, value in values.items()]
 
 

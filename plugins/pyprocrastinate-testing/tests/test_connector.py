@@ -226,6 +226,8 @@ def test_what_nobody_knows_cannot_be_called(queue):
         queue.run(Call("dance", {}, list))
     with pytest.raises(exceptions.ConnectorException, match=r"procrastinate\.cancel\(loudly\) does not exist"):
         queue.run(Call("cancel", {"loudly": True}, list))
+    with pytest.raises(exceptions.ConnectorException, match=r'"procrastinate\.dances" does not exist'):
+        queue.run(Call("dances", {}, list, view=["id"]))
 
 
 def test_no_migration_mistakes_it_for_the_database_of_the_environment(queue):
