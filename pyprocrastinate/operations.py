@@ -143,7 +143,12 @@ def defer(options: Mapping[str, Any], args: str) -> Call[list[int]]:
 
 def defer_many(jobs: Iterable[tuple[Mapping[str, Any], str]]) -> Call[list[int]]:
     """Defer jobs, each described as for `defer`; their ids come back in the order given."""
-    described = [f'{{"args":{args},{payload.encode(options, what="the options")[1:]}' for options, args in jobs]
+    described: list[str] = []
+    last: Mapping[str, Any] | None = None
+    for options, args in jobs:
+        if options is not last:  # mostly they are the same for all
+            last, rest = options, payload.encode(options, what="the options")[1:]
+        described.append(f'{{"args":{args},{rest}')
 
     def ids(rows: Sequence[Row]) -> list[int]:
         return [job_id for _, job_id, *_ in sorted(rows)]

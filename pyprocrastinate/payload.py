@@ -28,9 +28,12 @@ _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<bad>u0000|u[dD]
 _MAYBE_BAD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
+
 def dumps(value: Any) -> str:
     """Encode as JSON; raise ValueError for NaN and infinity."""
-    return json.dumps(value, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 loads: JsonLoads = json.loads
