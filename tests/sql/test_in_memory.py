@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from pyprocrastinate.operations import Call
-from pyprocrastinate_testing import InMemoryConnector
+from pyprocrastinate_testing import InMemoryConnector, functions
+from pyprocrastinate_testing.views import VIEWS
 
 SOME = settings(
     max_examples=200,
@@ -43,6 +44,38 @@ def tried(call):
 
 def rows(queue, function, **args):
     return queue.run_for_worker(Call(function, args, list))
+
+
+# What there is
+
+# the test clock is a method there, and the database's functions are not there to be called
+MISSING = {"now_", "advance", "enable_test_clock", "register_sql_hook", "unregister_sql_hook"}
+
+
+def test_the_same_functions_can_be_called_with_the_same_parameters(db):
+    public = db.rows("""
+        select p.proname as name, p.proargnames[1:p.pronargs] as parameters, p.pronargdefaults as defaults
+          from pg_proc as p where p.pronamespace = 'procrastinate'::regnamespace and p.proname !~ '^_'
+    """)
+    here = {
+        name: ([*signature.parameters][1:], sum(p.default is not p.empty for p in signature.parameters.values()))
+        for name, signature in functions.signatures().items()
+    }
+    assert here == {row.name: (row.parameters or [], row.defaults) for row in public if row.name not in MISSING}
+
+
+def test_the_same_views_have_the_same_columns(db, queue):
+    queue.run(Call("register_worker_v1", {"name": "w", "tasks": '{"t": {}}'}, list))
+    queue.run(Call("schedule", {"name": "s", "task": "t", "cron": "@daily"}, list))
+    queue.run(Call("defer", {"task": "t", "lock": "x"}, list))
+    here = {name: list(view(queue._tables)[0]) for name, view in VIEWS.items()}
+    columns = db.rows("""
+        select c.table_name as view, array_agg(c.column_name::text order by c.ordinal_position) as columns
+          from information_schema.columns as c join information_schema.views as v using (table_schema, table_name)
+         where c.table_schema = 'procrastinate' and (table_name, c.column_name) <> ('settings', 'description')
+         group by c.table_name
+    """)
+    assert here == {row.view: row.columns for row in columns if row.view != "sql_hooks"}
 
 
 # Cron

@@ -44,6 +44,11 @@ def function(body: F) -> F:
     return body
 
 
+def signatures() -> dict[str, inspect.Signature]:
+    """Return what can be called, and with which parameters after the tables."""
+    return {name: signature for name, (_, signature) in _FUNCTIONS.items()}
+
+
 def call(tables: Tables, name: str, args: Mapping[str, Any]) -> list[Row]:
     """Return the rows of `select * from procrastinate.<name>(...)`."""
     try:
