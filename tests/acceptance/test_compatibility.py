@@ -64,6 +64,12 @@ def test_a_connector_that_is_gone_names_its_successor(name: str) -> None:
         procrastinate.nothing_like_it  # noqa: B018
 
 
+@pytest.mark.parametrize("driver", ["aiopg", "psycopg2"])
+def test_a_driver_that_is_gone_names_its_successor(driver: str) -> None:
+    with pytest.raises(MovedElsewhere, match=r"use pyprocrastinate\.\w*PsycopgConnector, over psycopg 3"):
+        importlib.import_module(f"pyprocrastinate.contrib.{driver}")
+
+
 @pytest.fixture
 def app() -> App:
     return App(connector=PsycopgConnector("dbname=none"))

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pyprocrastinate.app import App
 
 
+logger = logging.getLogger(__name__)
+
+
 class Commands(click.Group):
     """A group that has one place for all errors."""
 
@@ -64,6 +67,8 @@ def cli(
         sys.path.insert(0, os.getcwd())
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format=log_format, style=log_format_style)
+    name = logging.getLevelName(level)
+    logger.debug("Log level is %s", name, extra={"action": "set_log_level", "value": name})
 
 
 def load_app(path: str | None, *, bare: bool = False) -> App:
