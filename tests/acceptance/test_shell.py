@@ -38,6 +38,7 @@ def jobs(conn: psycopg.Connection[Any]) -> None:
     conn.execute("select procrastinate.finish_job_v1(3, 'failed')")
 
 
+@pytest.mark.scenario(74)
 def test_one_command(run: Run) -> None:
     assert run("shell", "list_jobs").stdout.splitlines() == [
         "#1 mail on q - [todo]",
@@ -56,6 +57,7 @@ def test_one_command(run: Run) -> None:
     assert run("shell", "cancel", "3").stdout == "#3 broken on other - [cancelled]\n"
 
 
+@pytest.mark.scenario(74)
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -74,6 +76,7 @@ def test_one_command_that_fails(run: Run, command: list[str], said: str) -> None
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.scenario(74)
 def test_the_prompt_survives_what_goes_wrong(run: Run) -> None:
     said = run("shell", stdin="help\n\ndance\nretry 99\nretry x\nlist_jobs id=2\nexit\nlist_jobs id=1\n").stdout
     assert "list_jobs" in said
