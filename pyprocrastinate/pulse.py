@@ -45,6 +45,7 @@ class Pulse:
         self._beat_at = self._beat_no_sooner = 0.0
         self._tick_at: float | None = None
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pyprocrastinate-pulse", daemon=True)
 
     def start(self) -> None:
@@ -53,6 +54,7 @@ class Pulse:
     def poke(self) -> None:
         """Give a heartbeat now."""
         self._beat_at = 0.0
+        self._hurry.set()
         if wire := self._wire:
             wire.interrupt()
 
@@ -90,7 +92,10 @@ class Pulse:
                     self._logger.warning("The connection for heartbeats is broken: %s", error, extra=extra)
             except Exception:
                 self._logger.exception("The thread for heartbeats failed", extra={"action": "update_heartbeats_error"})
-            self._stopping.wait(backoff(attempt))
+            # Whoever pokes has found the database there again.
+            self._hurry.clear()
+            if not self._stopping.is_set():
+                self._hurry.wait(backoff(attempt))
             attempt += 1
 
     def _serve(self, wire: PulseWire) -> None:

@@ -476,8 +476,10 @@ class _Checker:
             self._expect(fine, "I13", f"{name} has {threads} threads and {files} open files")
         for sentence in facts.get("corrupt", []):
             self._wrong("I14", sentence)
-        for sentence in facts.get("late to stop", []):
-            self._wrong("I10", f"{sentence} did not stop at the end")
+        for name in facts.get("late to stop", []):
+            self._wrong("I10", f"worker {name} did not stop at the end")
+        for name in facts.get("absent", []):
+            self._wrong("I10", f"worker {name} did not come back")
 
     # I15
 

@@ -16,7 +16,7 @@ import psycopg
 from tests.faults.checker import Report, check
 from tests.faults.nemesis import FAULTS, DiskFull, FailOver, Fault, Nemesis, plan
 from tests.faults.record import Record, collect
-from tests.faults.stage import Flaw, Stage
+from tests.faults.stage import Flaw, SoakError, Stage
 from tests.faults.tasks import WAKE
 
 _DRAIN = 60.0
@@ -54,7 +54,8 @@ def record(soak: Soak) -> Record:
         facts["impossible"] = [kind.name for kind in soak.kinds if kind not in kinds]
         _say(soak, "the server is there")
         stage.start_workers()
-        _await_workers(stage)
+        if absent := _await_workers(stage):
+            raise SoakError(f"{', '.join(absent)} did not start: {stage.said()}")
         stage.start_clients(soak.seed, soak.seconds, soak.rate)
         _say(soak, f"{soak.seconds:.0f} s of faults")
         Nemesis(stage, plan(soak.seed, soak.seconds, kinds), soak.seconds).run()
@@ -64,12 +65,13 @@ def record(soak: Soak) -> Record:
             conn.execute("select procrastinate.unschedule('in sql')")
             facts["drained"] = _drain(conn, stage)
             if facts["drained"] <= _DRAIN:
-                _await_workers(stage)
+                facts["absent"] = _await_workers(stage)
                 _say(soak, "looking at what holds in peace")
                 _calm(conn, stage)
                 _say(soak, "stopping")
             facts["processes"] = _processes(stage)
             facts["late to stop"] = stage.stop_workers(20)
+            conn.execute("set statement_timeout = 0")
             facts |= _leftovers(conn, stage)
             found = collect(conn, stage.histories, facts)
         if soak.keep:
@@ -84,14 +86,15 @@ def _say(soak: Soak, sentence: str) -> None:
         print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)
 
 
-def _await_workers(stage: Stage) -> None:
-    """Wait until every worker is registered."""
-    deadline = time.monotonic() + 60
+def _await_workers(stage: Stage) -> list[str]:
+    """Wait until every worker is registered; return those that do not come."""
+    deadline = time.monotonic() + 30
     with stage.admin() as conn:
         while True:
-            names = {row[0] for row in conn.execute("select name from procrastinate.workers where live")}
-            if names >= stage.slots.keys() or time.monotonic() > deadline:
-                return
+            live = {row[0] for row in conn.execute("select name from procrastinate.workers where live")}
+            absent = sorted(stage.slots.keys() - live)
+            if not absent or time.monotonic() > deadline:
+                return absent
             stage.pause(0.05)
 
 

@@ -206,6 +206,8 @@ class Stage(contextlib.ExitStack):
                     raise SoakError(f"the server is not there: {error}") from error
                 self.pause(0.05)
         with conn:
+            # Nothing that a fault does may take for ever, whatever another one halts.
+            conn.execute("set statement_timeout = '60s'")
             yield conn
 
     def fail_over(self) -> None:

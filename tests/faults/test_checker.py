@@ -339,6 +339,7 @@ def test_a_doctored_record_is_found_out(doctor: Callable[[Story], None], invaria
         ({"corrupt": ["job_pkey: broken"]}, "I14"),
         ({"drained": 61.0}, "I10"),
         ({"late to stop": ["w0"]}, "I10"),
+        ({"absent": ["w0"]}, "I10"),
     ],
 )
 def test_what_is_left_behind_is_found(facts: dict[str, Any], invariant: str) -> None:

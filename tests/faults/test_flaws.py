@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from tests.faults.nemesis import Fault, Ghost, Kill
 from tests.faults.soak import Soak, run
 from tests.faults.stage import Flaw
+
+pytest.importorskip("pyprocrastinate_embedded")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets")
 
 
 @dataclass(frozen=True)

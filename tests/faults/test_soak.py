@@ -22,6 +22,8 @@ from tests.faults.proxy import Proxy
 from tests.faults.soak import Soak, run
 from tests.faults.stage import ROOT
 
+pytest.importorskip("pyprocrastinate_embedded")
+
 SECONDS = 15
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets")

@@ -413,3 +413,21 @@ async def test_a_pooler_that_forgets_what_was_prepared_costs_each_line_one_answe
         assert prepared.rowcount == 0
     finally:
         await anew.close()
+
+
+async def test_no_heartbeat_is_put_off_once_the_loop_has_found_the_database_again(
+    working: Any, conn: psycopg.Connection[Any], until: Any, kill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = threading.Event()
+    # what several failures in a row come to
+    monkeypatch.setattr("pyprocrastinate.pulse.backoff", lambda _: paused.set() or 3600.0)
+    options = {"fetch_job_polling_interval": 0.05, "update_heartbeat_interval": 0.1}
+    async with working(**options) as worker:
+        first = await until(lambda: worker.worker_id)
+        # the pulse is cut off, and the worker is taken for dead
+        await kill(PULSE)
+        await until(paused.is_set)
+        conn.execute("delete from procrastinate.worker")
+        await until(lambda: worker.worker_id not in (None, first))
+        beats = "select heartbeat_at > started_at from procrastinate.workers where id = %s"
+        await until(lambda: conn.execute(beats, [worker.worker_id]).fetchone() == (True,))
