@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from pyprocrastinate import _sqlfiles, migrate
+from pyprocrastinate import _sqlfiles
 
 if TYPE_CHECKING:
     from pyprocrastinate.connector import BaseConnector
@@ -20,7 +20,9 @@ class SchemaManager:
     @staticmethod
     def get_schema() -> str:
         """Return a script for an empty database; see `migrate.get_schema`."""
-        return migrate.get_schema()
+        from pyprocrastinate.migrate import get_schema
+
+        return get_schema()
 
     @staticmethod
     def get_migrations_path() -> str:
@@ -29,7 +31,9 @@ class SchemaManager:
 
     def apply_schema(self) -> None:
         """Create the schema, or bring it to this release; done twice it is harmless. Raises as `migrate.migrate`."""
-        migrate.migrate(self.connector.address())
+        from pyprocrastinate.migrate import migrate
+
+        migrate(self.connector.address())
 
     async def apply_schema_async(self) -> None:
         """Do as `apply_schema`."""
