@@ -64,6 +64,18 @@ def test_healthchecks_without_a_database(dsn: str, monkeypatch: pytest.MonkeyPat
         call_command("procrastinate", "healthchecks")
 
 
+def test_jobs_are_looked_at_and_managed(dsn: str, jobs: Any, capfd: Any) -> None:
+    call_command("procrastinate", "shell", "list_queues")
+    assert capfd.readouterr().out == ""
+    app.configure_task("bookshop.tasks.count").defer()
+    call_command("procrastinate", "shell", "cancel", "1")
+    assert jobs()[0][2] == "cancelled"
+    for command in (["shell", "list_jobs"], ["jobs"]):
+        capfd.readouterr()
+        call_command("procrastinate", *command)
+        assert "bookshop.tasks.count" in capfd.readouterr().out
+
+
 def test_errors_are_one_line(dsn: str, capfd: Any) -> None:
     for arguments, complaint in [
         (["defer", "unknown"], "there is no task unknown"),
