@@ -43,7 +43,7 @@ def make_app(dsn: str, history: History) -> App:
     @contextmanager
     def observed(context: JobContext, key: str) -> Iterator[None]:
         what = {"job": context.job.id, "token": context.token, "key": key}
-        history.write("start", attempts=context.job.attempts, lock=context.job.lock, **what)
+        history.write("start", attempts=context.job.attempts, pid=os.getpid(), **what)
         try:
             yield
         except BaseException as error:

@@ -271,6 +271,10 @@ def worker_ended(story: Story) -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=1)
 
 
+def stopped_late(story: Story) -> None:
+    story.note("stopped", name="w2", by="stage", pid=2, code=0, seconds=30.0)
+
+
 def not_woken(story: Story) -> None:
     story.defer(20)
     story.note("probe", key="key 20", job=20)
@@ -315,6 +319,7 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     rescued_late: "I10",
     left_running: "I10",
     worker_ended: "I10",
+    stopped_late: "I10",
     not_woken: "I11",
     fired_twice: "I12",
     never_fired: "I12",
