@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import selectors
 import threading
 from typing import Any, TypeVar
 
@@ -260,12 +261,18 @@ def _of_type(connection: Any, kind: type[T]) -> T:
     return connection
 
 
-def _check(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    # What the server has sent since is here already, so no round trip is needed: first its goodbye is read, then the
-    # end of the stream, which raises.
-    connection.pgconn.consume_input()
-    connection.pgconn.consume_input()
+def _silent(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    # What the server sends to a connection that waits is mostly its goodbye, and that is here without a round trip.
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return not selector.select(0)
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    if not _silent(connection):
+        psycopg_pool.ConnectionPool.check_connection(connection)
 
 
 async def _check_async(connection: psycopg.AsyncConnection[Any]) -> None:
-    _check(connection)
+    if not _silent(connection):
+        await psycopg_pool.AsyncConnectionPool.check_connection(connection)
