@@ -80,6 +80,8 @@ class Pulse:
                 with closing(self._connector.open_pulse_wire()) as self._wire:
                     if self._listen:
                         self._wire.listen()
+                    else:
+                        self._logger.debug("Notifications are not used", extra={"action": "listen_notify_disabled"})
                     # Whatever was said while nobody listened.
                     self._beat_at = 0.0
                     self._patient.wake()

@@ -45,7 +45,11 @@ async def test_a_notification_wakes_it(app: App, working: Any, until: Any, idle:
 
 
 @pytest.mark.scenario(58)
-async def test_without_notifications_it_polls(app: App, working: Any, until: Any, idle: Any, status: Status) -> None:
+async def test_without_notifications_it_polls(
+    app: App, working: Any, until: Any, idle: Any, status: Status, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="pyprocrastinate")
+
     @app.task
     async def task() -> None: ...
 
@@ -53,6 +57,7 @@ async def test_without_notifications_it_polls(app: App, working: Any, until: Any
         await idle()
         job_id = await task.defer_async()
         await until(lambda: status(job_id) == "succeeded")
+    assert "listen_notify_disabled" in [getattr(record, "action", "") for record in caplog.records]
 
 
 @pytest.mark.scenario("R6")
