@@ -10,6 +10,7 @@ from pyprocrastinate import exceptions, removed
 from pyprocrastinate.app import App
 from pyprocrastinate.blueprints import Blueprint
 from pyprocrastinate.connector import BaseConnector, PsycopgConnector, SyncPsycopgConnector
+from pyprocrastinate.hookspecs import hookimpl, hookspec
 from pyprocrastinate.job_context import AbortReason, JobContext
 from pyprocrastinate.retry import BaseRetryStrategy, RetryDecision, RetryStrategy
 
@@ -24,6 +25,8 @@ __all__ = [
     "RetryDecision",
     "RetryStrategy",
     "SyncPsycopgConnector",
+    "hookimpl",
+    "hookspec",
 ]
 
 

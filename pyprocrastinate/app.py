@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from pyprocrastinate import builtin_tasks, exceptions, removed
 from pyprocrastinate.blueprints import Blueprint
 from pyprocrastinate.deferring import JobDeferrer
+from pyprocrastinate.hooks import Hooks
 from pyprocrastinate.manager import JobManager
 from pyprocrastinate.schema import SchemaManager
 from pyprocrastinate.types import ConfigureTaskOptions, WorkerOptions
@@ -45,6 +46,7 @@ class App(Blueprint):
         worker_defaults: Options that `run_worker` and `run_worker_async` start from.
         periodic_defaults: `max_delay` of schedules, 600 seconds by default.
         log_args: Whether logs may hold arguments of jobs.
+        plugins: Modules or objects with hooks, in addition to the installed plugins; see `hookspecs`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class App(Blueprint):
         worker_defaults: WorkerOptions | None = None,
         periodic_defaults: PeriodicDefaults | None = None,
         log_args: bool = True,
+        plugins: Iterable[object] = (),
     ) -> None:
         super().__init__()
         self.connector = connector
@@ -63,6 +66,8 @@ class App(Blueprint):
         self.periodic_defaults = periodic_defaults or PeriodicDefaults()
         self.log_args = log_args
         builtin_tasks.register(self)
+        self._plugins = list(plugins)
+        self._tasks_registered = False
 
     @classmethod
     def from_path(cls, dotted_path: str) -> App:
@@ -75,6 +80,11 @@ class App(Blueprint):
         if not isinstance(app, cls):
             raise exceptions.LoadFromPathError(f"{dotted_path} is a {type(app).__qualname__}, not an app")
         return app
+
+    @functools.cached_property
+    def hooks(self) -> Hooks:
+        """The plugins, which the first use loads; raises PluginError, with the name of the one that is wrong."""
+        return Hooks(self._plugins)
 
     @property
     def job_manager(self) -> JobManager:
@@ -102,6 +112,7 @@ class App(Blueprint):
 
     def open(self, pool_or_engine: Any = None) -> App:
         """Open the app for sync calls, with a pool of your own if you like; also a context manager."""
+        _ = self.hooks
         self.connector.open(pool_or_engine)
         return self
 
@@ -145,12 +156,15 @@ class App(Blueprint):
         return self.deferrer(name, options)
 
     def deferrer(self, task_name: str, options: ConfigureTaskOptions) -> JobDeferrer:
-        return JobDeferrer(self.connector, task_name, options, log_args=self.log_args)
+        return JobDeferrer(self, task_name, options)
 
     def perform_import_paths(self) -> None:
-        """Import the modules of `import_paths`."""
+        """Import the modules of `import_paths`, and take over the tasks of plugins."""
         for path in self.import_paths:
             importlib.import_module(path)
+        if not self._tasks_registered:
+            hooks, self._tasks_registered = self.hooks, True
+            hooks.register_tasks(self)
 
     def make_worker(self, **options: Unpack[WorkerOptions]) -> Worker:
         """Return a worker with these options, `worker_defaults` and the defaults of `Worker`, in this order."""
@@ -189,6 +203,7 @@ class _Opening:
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> App:
+        _ = self._app.hooks
         await self._open()
         return self._app
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from psycopg.pq import TransactionStatus
+
 from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.jobs import Job
 from pyprocrastinate.types import ConfigureTaskOptions, JSONDict, JSONValue, TimeDeltaParams
 
 if TYPE_CHECKING:
-    from pyprocrastinate.connector import BaseConnector
+    from pyprocrastinate.app import App
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +33,11 @@ class JobDeferrer:
     is wrong with arguments or options.
     """
 
-    def __init__(
-        self, connector: BaseConnector, task_name: str, options: ConfigureTaskOptions, *, log_args: bool = True
-    ) -> None:
-        self.connector = connector
+    def __init__(self, app: App, task_name: str, options: ConfigureTaskOptions) -> None:
+        self.app = app
+        self.connector = app.connector
         self.connection = options.get("connection")
         self.task_kwargs: JSONDict = options.get("task_kwargs") or {}
-        self.log_args = log_args
         self.schedule_at, schedule_in = _when(options.get("schedule_at"), options.get("schedule_in"))
         described: dict[str, Any] = {key: options.get(key) for key in ("queue", "priority", "lock", "queueing_lock")}
         described |= {"schedule_at": self.schedule_at and self.schedule_at.isoformat(), "schedule_in": schedule_in}
@@ -71,14 +71,19 @@ class JobDeferrer:
     def _deferral(self, many_kwargs: Sequence[JSONDict]) -> Iterator[_Deferral]:
         deferral = _Deferral(self, [{**self.task_kwargs, **kwargs} for kwargs in many_kwargs])
         deferral.log(logging.DEBUG, "about_to_defer_jobs", "About to defer jobs")
-        try:
-            yield deferral
-        except exceptions.UniqueViolation as error:
-            if error.constraint_name != "jobs_queueing_lock":
-                raise
-            error.queueing_lock = self.options.get("queueing_lock") or ""
-            raise exceptions.AlreadyEnqueued(f"Job cannot be enqueued: {error}") from error
+        hooks = self.app.hooks
+        with hooks.wrap_defer(self.app, deferral.jobs) as deferral.headers:
+            try:
+                yield deferral
+            except exceptions.UniqueViolation as error:
+                if error.constraint_name != "jobs_queueing_lock":
+                    raise
+                error.queueing_lock = self.options.get("queueing_lock") or ""
+                raise exceptions.AlreadyEnqueued(f"Job cannot be enqueued: {error}") from error
         deferral.log(logging.INFO, "jobs_deferred", "Deferred jobs")
+        if hooks.has("jobs_deferred"):
+            within = _in_transaction(self.connection)
+            hooks.observe("jobs_deferred", app=self.app, jobs=deferral.jobs(), in_transaction=within)
 
 
 class _Deferral:
@@ -88,12 +93,15 @@ class _Deferral:
         self.deferrer = deferrer
         self.many_kwargs = many_kwargs
         self.ids: list[int] = []
+        self.headers: dict[str, Any] = {}
 
     def one(self) -> operations.Call[list[int]]:
-        return operations.defer(self.deferrer.options, self._encode(self.many_kwargs[0]))
+        headers = {"headers": payload.encode(self.headers)} if self.headers else {}
+        return operations.defer({**self.deferrer.options, **headers}, self._encode(self.many_kwargs[0]))
 
     def many(self) -> operations.Call[list[int]]:
-        return operations.defer_many((self.deferrer.options, self._encode(kwargs)) for kwargs in self.many_kwargs)
+        options = {**self.deferrer.options, **({"headers": self.headers} if self.headers else {})}
+        return operations.defer_many((options, self._encode(kwargs)) for kwargs in self.many_kwargs)
 
     def _encode(self, kwargs: JSONDict) -> str:
         return payload.encode(kwargs, self.deferrer.connector.json_dumps)
@@ -101,18 +109,26 @@ class _Deferral:
     def log(self, level: int, action: str, message: str) -> None:
         if not logger.isEnabledFor(level):
             return
-        jobs = [
-            self._job(job_id, kwargs).log_context(log_args=self.deferrer.log_args)
-            for job_id, kwargs in zip(self.ids or (None for _ in self.many_kwargs), self.many_kwargs, strict=True)
-        ]
+        jobs = [job.log_context(log_args=self.deferrer.app.log_args) for job in self.jobs()]
         calls = ", ".join(job["call_string"] for job in jobs)
         logger.log(level, "%s: %s", message, calls, extra={"action": action, "jobs": jobs})
+
+    def jobs(self) -> list[Job]:
+        ids: Sequence[int | None] = self.ids or [None] * len(self.many_kwargs)
+        return [self._job(job_id, kwargs) for job_id, kwargs in zip(ids, self.many_kwargs, strict=True)]
 
     def _job(self, job_id: int | None, kwargs: JSONDict) -> Job:
         unset: dict[str, Any] = {"queue": "default", "lock": None, "queueing_lock": None}
         given = {key: value for key, value in self.deferrer.options.items() if not key.startswith("schedule_")}
-        options = unset | given | {"scheduled_at": self.deferrer.schedule_at, "task_kwargs": kwargs}
+        options = (
+            unset | given | {"scheduled_at": self.deferrer.schedule_at, "task_kwargs": kwargs, "headers": self.headers}
+        )
         return Job(id=job_id, status="todo", task_name=options.pop("task"), **options)
+
+
+def _in_transaction(connection: Any) -> bool:
+    """Tell whether what was done on a caller's connection may still roll back; others than psycopg's always may."""
+    return connection is not None and getattr(connection.info, "transaction_status", None) != TransactionStatus.IDLE
 
 
 def _when(

@@ -7,6 +7,7 @@ Everything this package raises.
     ├── TaskAlreadyRegistered
     ├── MiddlewareKindMismatch
     ├── LoadFromPathError (also ImportError)
+    ├── PluginError
     ├── CallerModuleUnknown
     ├── FunctionPathError
     ├── RunTaskError
@@ -63,6 +64,10 @@ class ProcrastinateException(Exception):
 
 class TaskNotFound(ProcrastinateException):
     """No task of this name is registered."""
+
+
+class PluginError(ProcrastinateException):
+    """A plugin cannot be loaded, or has hooks that do not exist."""
 
 
 class UnboundTaskError(ProcrastinateException):

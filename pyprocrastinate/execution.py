@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic, time
@@ -27,6 +27,7 @@ from pyprocrastinate.middleware import around
 if TYPE_CHECKING:
     from pyprocrastinate.tasks import Task
     from pyprocrastinate.worker import Worker
+    from pyprocrastinate_hooks import Implementation
 
 # How much a new duration counts in the running average.
 _WEIGHT = 0.05
@@ -51,6 +52,8 @@ class Run:
     result: Any = None
     outcome: str = "released"
     described: str | None = None
+    # A plugin's, if there is one: who it is, and the retry as an outcome has it.
+    decision: tuple[Implementation, Any] | None = None
     started_at: float = 0.0
     ended_at: float = 0.0
     timestamp: float = 0.0
@@ -105,6 +108,12 @@ class Run:
         else:
             self.outcome = "failed"
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the job may run again, and its task has not said whether it shall."""
+        decided = isinstance(self.error, exceptions.JobRetry) or self.reason is AbortReason.USER_REQUEST
+        return self.error is not None and not decided and (self.outcome == "failed" or self.reason is not None)
+
 
 class Execution:
     """The slots of a worker."""
@@ -118,6 +127,7 @@ class Execution:
         self.waiting: deque[Run] = deque()
         self.duration: float | None = None
         self._worker = worker
+        self._hooks = worker.app.hooks
         self._started = started
         self._ended = ended
         self._executor: ThreadPoolExecutor | None = None
@@ -168,16 +178,15 @@ class Execution:
             self._begin(run)
         return fresh
 
-    def lose(self) -> int:
-        """The jobs are no longer this worker's: ask all to stop, and never begin the rest; return how many run."""
+    def lose(self) -> list[Run]:
+        """The jobs are no longer this worker's: ask all to stop, and never begin the rest; return as `abort`."""
         self.waiting.clear()
-        for run in self.running.values():
-            run.lost = True
-            run.abort(AbortReason.SHUTDOWN)
-        count = len(self.running)
+        fresh = self.abort(list(self.running), AbortReason.SHUTDOWN)
         self.lost.update(self.running.values())
+        for run in self.lost:
+            run.lost = True
         self.running.clear()
-        return count
+        return fresh
 
     def close(self) -> None:
         if self._executor:
@@ -198,14 +207,17 @@ class Execution:
     async def _run(self, run: Run, task: Task[..., Any, ...]) -> None:
         run.timestamp = time()
         run.started_at = monotonic()
+        left: Sequence[Callable[..., Any]] = ()
         try:
             run.kwargs = payload.decode_object(run.claim[4], self._worker.connector.json_loads)
             if run.claim[5]:
                 run.headers = payload.decode_object(run.claim[5], payload.loads)
             self._started(run)
             worker = self._worker
-            outer, inner = worker.worker_middleware, worker.middleware_of(task)
-            context = worker.make_context(run) if task.pass_context or outer or inner else None
+            outer, inner, wraps = worker.worker_middleware, worker.middleware_of(task), self._hooks.has("wrap_job")
+            context = worker.make_context(run) if task.pass_context or outer or inner or wraps else None
+            if wraps:
+                left = await self._hooks.wrap_job(worker=worker, job=run.job, context=context)
             args = (context,) if task.pass_context else ()
             call = around(partial(task.func, *args, **run.kwargs), inner, context, worker)
             run.result = await around(partial(self._perform, run, task, call), outer, context, worker)()
@@ -213,6 +225,24 @@ class Execution:
             # A coroutine cannot raise StopIteration.
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             run.error = error.__cause__ if stopped else error
+        run.ended_at = monotonic()
+        if run.error is not None:
+            run.error.__traceback__ = _of_user(run.error.__traceback__)
+        run.conclude()
+        if left or (run.is_open and self._hooks.has("decide_retry")):
+            # In a task of its own: whatever was yet to cancel this one is over.
+            run.cancellable = False
+            run.handle = asyncio.create_task(self._consult(run, left))
+        else:
+            self._end(run)
+
+    async def _consult(self, run: Run, left: Sequence[Callable[..., Any]]) -> None:
+        """Tell plugins how the code ended, and let them decide."""
+        error = run.error
+        for leave in left:
+            await leave(*(None, None, None) if error is None else (type(error), error, error.__traceback__))
+        if run.is_open:
+            run.decision = await self._hooks.decide_retry(worker=self._worker, job=run.job, exception=error)
         self._end(run)
 
     async def _perform(self, run: Run, task: Task[..., Any, ...], call: Callable[[], Any]) -> Any:
@@ -240,11 +270,7 @@ class Execution:
         )
 
     def _end(self, run: Run) -> None:
-        run.ended_at = monotonic()
-        if run.error is not None:
-            run.error.__traceback__ = _of_user(run.error.__traceback__)
-        run.conclude()
-        duration = run.ended_at - run.started_at
+        duration = monotonic() - run.started_at
         self.duration = duration if self.duration is None else self.duration + _WEIGHT * (duration - self.duration)
         if self.running.get(run.id) is run:
             del self.running[run.id]

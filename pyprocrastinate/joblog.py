@@ -5,12 +5,18 @@ What a worker logs about jobs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import operations
 from pyprocrastinate.execution import Run
+from pyprocrastinate.hookspecs import RescuedJob, Tick
 from pyprocrastinate.jobs import call_string, printed
+
+if TYPE_CHECKING:
+    from pyprocrastinate.worker import Worker
 
 _RESULT_LENGTH = 250
 _TICKS = {
@@ -30,22 +36,26 @@ class JobLog:
     Only a final failure is an error, with its traceback.
     """
 
-    def __init__(self, logger: logging.Logger, worker: Mapping[str, Any], log_args: bool) -> None:
-        self.logger = logger
-        self.worker = worker
-        self._log_args = log_args
+    def __init__(self, worker: Worker) -> None:
+        self.logger = worker.logger
+        self._worker = worker
+        self._hooks = worker.app.hooks
+        self._log_args = worker.log_args
 
     @property
     def wanted(self) -> bool:
         """Tell whether anybody wants to know of jobs that succeed."""
-        return self.logger.isEnabledFor(logging.INFO)
+        return self.logger.isEnabledFor(logging.INFO) or self._hooks.has("job_finished")
 
     def started(self, run: Run) -> None:
         if self.wanted:
             self._log(logging.INFO, run, "start_job", "Starting job %s", self._name(run))
+        if self._hooks.has("job_started"):
+            self._tell("job_started", job=run.job)
 
     def ended(self, run: Run, status: str | None, retry_at: str | None) -> None:
         """The database has taken note: the job's status is now this."""
+        self._finished(run, status, retry_at)
         if run.described is None and not self.wanted:
             return
         if status == "succeeded" and run.error is not None:
@@ -81,6 +91,33 @@ class JobLog:
         for kind, job_id, detail in events:
             level, action = _TICKS.get(kind, (logging.INFO, kind))
             self.logger.log(level, "%s: job %s, %s", action, job_id, detail, extra={"action": action, "job_id": job_id})
+        statuses = {"rescued": "todo", "failed": "failed"}
+        rescued = [
+            RescuedJob(job_id, detail["task"], detail["queue"], detail["worker_id"], statuses[kind])
+            for kind, job_id, detail in events
+            if kind in statuses
+        ]
+        ticks = [
+            Tick(x["schedule"], datetime.fromisoformat(x["tick"]), i) for kind, i, x in events if kind == "scheduled"
+        ]
+        if rescued:
+            self._tell("jobs_rescued", jobs=rescued)
+        if ticks:
+            self._tell("schedules_fired", ticks=ticks)
+
+    def void(self, run: Run, action: str, message: str, *args: Any) -> None:
+        """A run does not count."""
+        self.warn(run, action, message, *args)
+        self._finished(run, None, None)
+
+    def _finished(self, run: Run, status: str | None, retry_at: str | None) -> None:
+        begun = run.outcome != "released" and (run.outcome, status) != ("unknown_task", "todo")
+        if begun and self._hooks.has("job_finished"):
+            times = {"duration": run.ended_at - run.started_at, "retry_at": _moment(retry_at)}
+            self._tell("job_finished", job=run.job, status=status, exception=run.error, **times)
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        self._hooks.observe(hook, worker=self._worker, **arguments)
 
     def warn(self, run: Run, action: str, message: str, *args: Any) -> None:
         self._log(logging.WARNING, run, action, f"Job %s {message}", self._name(run), *args)
@@ -88,6 +125,7 @@ class JobLog:
     def abort_requested(self, run: Run) -> None:
         if self.wanted:
             self._log(logging.INFO, run, "abort_job", "Job %s is asked to stop", self._name(run))
+        self._tell("job_abort_requested", job=run.job, reason=run.reason)
 
     def _name(self, run: Run) -> str:
         return call_string(run.claim[2], run.id, run.kwargs if self._log_args else None)
@@ -96,6 +134,13 @@ class JobLog:
         if not self.logger.isEnabledFor(level):
             return
         error = run.error if action.startswith("job_") else None
-        worker = {**self.worker, "worker_id": run.worker_id, "job_id": run.id}
+        worker: dict[str, Any] = {"name": self._worker.worker_name, "queues": self._worker.queues}
+        worker |= {"worker_id": run.worker_id, "job_id": run.id}
         extra |= {"action": action, "worker": worker, "job": run.job.log_context(log_args=self._log_args)}
         self.logger.log(level, message, *args, exc_info=error, extra=extra)
+
+
+def _moment(text: str | None) -> datetime | None:
+    with suppress(ValueError):  # beyond what a datetime can hold
+        return datetime.fromisoformat(text) if text else None
+    return None

@@ -243,11 +243,11 @@ def work(worker_id: int, outcomes: Outcomes, *, capacity: int, extra: int, scan:
 
 def finish(worker_id: int, outcomes: Outcomes) -> Call[Sequence[Mapping[str, Any]]]:
     """Finish only; there is a verdict for each outcome."""
-    names = ("id", "token", "verdict", "sqlstate", "message", "status")
+    names = ("id", "token", "verdict", "sqlstate", "message", "status", "retry_at")
     return Call(
         "finish_v1",
         {"worker_id": worker_id, **outcomes.args()},
-        lambda rows: [dict(zip(names, row, strict=False)) for row in rows],
+        lambda rows: [dict(zip(names, (*row[:6], row[6] and str(moment(row[6]))), strict=True)) for row in rows],
     )
 
 

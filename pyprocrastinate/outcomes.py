@@ -88,6 +88,8 @@ class Describer:
         """Return the decision of user code, if there is one to ask; else the policy decides."""
         if isinstance(error, exceptions.JobRetry):
             return {"retry": error.retry_decision.as_outcome()}
+        if run.decision:
+            return {"retry": run.decision[1]}
         task = run.task
         if not task or not task.retry_strategy or task.retry_strategy.policy() is not None:
             return {}
@@ -152,7 +154,7 @@ class Outbox:
                 case {"verdict": "refused", "sqlstate": sqlstate} as verdict:
                     self._resend(run, sqlstate, verdict.get("message"))
                 case {"verdict": "stale"}:
-                    self._log.warn(run, "job_stale", "was given to another worker; its outcome does not count")
+                    self._log.void(run, "job_stale", "was given to another worker; its outcome does not count")
                 case verdict:
                     self._log.ended(run, verdict.get("status"), verdict.get("retry_at"))
 
@@ -161,13 +163,17 @@ class Outbox:
             if not self._link.expired:
                 self._held_back.add(run)
                 asyncio.get_running_loop().call_later(_RESEND_SECONDS, self._send_again, run)
+        elif run.decision:
+            run.decision[0].log(logging.ERROR, f"its decision on job {run.id} is refused: {message} ({sqlstate})")
+            run.decision = None
+            self.put(run)
         elif not run.refused:
             run.refused = True
             error = exceptions.ConnectorException(f"the outcome was refused: {message} ({sqlstate})")
             self.describer.describe_failure(run, error)
             self.runs.append(run)
         else:
-            self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", message)
+            self._log.void(run, "job_outcome_error", "its outcome is refused: %s", message)
 
     def _send_again(self, run: Run) -> None:
         self._held_back.discard(run)
@@ -185,4 +191,4 @@ class Outbox:
                 return
             except psycopg.Error as error:
                 cause = error
-        self._log.warn(run, "job_outcome_error", "its outcome is refused: %s", cause)
+        self._log.void(run, "job_outcome_error", "its outcome is refused: %s", cause)

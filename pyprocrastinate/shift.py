@@ -67,7 +67,8 @@ class Shift:
         self.worker_id: int | None = None
         self.logger = worker.logger
         self.loop = asyncio.get_running_loop()
-        self._log = JobLog(worker.logger, {"name": worker.worker_name, "queues": worker.queues}, worker.log_args)
+        self._hooks = worker.app.hooks
+        self._log = JobLog(worker)
         self._link = Link(worker.connector, worker.logger, worker.stalled_worker_timeout)
         self._pulse = Pulse(worker, self)
         self._execution = Execution(worker, self._log.started, self._ended)
@@ -98,6 +99,7 @@ class Shift:
             try:
                 await self._start()
                 await self._serve()
+                self._begin_to_stop()
                 await self._leave()
             except Unreachable as error:
                 self._take_loss(error)
@@ -127,6 +129,7 @@ class Shift:
         await self._register()
         self._pulse.start()
         self._watch()
+        self._hooks.observe("worker_started", worker=self.worker)
 
     async def _register(self) -> None:
         sent_at = monotonic()
@@ -283,7 +286,7 @@ class Shift:
     def _ended(self, run: Run) -> None:
         """A run has ended, or a claim is given back without one."""
         if run.lost and run.outcome == "aborted":
-            self._log.warn(run, "job_lost", "has stopped; others will run it")
+            self._log.void(run, "job_lost", "has stopped; others will run it")
         else:
             self._outbox.put(run)
         self._woken.set()
@@ -305,8 +308,9 @@ class Shift:
         if self._stopping:
             return
         self._stopping = True
-        running = len(self._execution.running)
-        self.logger.info("Stopping worker; %s jobs are running", running, extra={"action": "stopping_worker"})
+        running = [run.job for run in self._execution.running.values()]
+        self._hooks.observe("worker_stopping", worker=self.worker, running=running)
+        self.logger.info("Stopping worker; %s jobs are running", len(running), extra={"action": "stopping_worker"})
         if (seconds := self.worker.shutdown_graceful_timeout) is not None:
             self._timers["stop"] = self.loop.call_later(seconds, self.abort_running)
         self._part()
@@ -327,7 +331,9 @@ class Shift:
             return
         self.worker_id = self._pulse.worker_id = None
         text = "The worker has lost its jobs, because %s; %s running ones are asked to stop"
-        self.logger.error(text, why, self._execution.lose(), extra={"action": "worker_lost"})
+        self.logger.error(text, why, len(self._execution.running), extra={"action": "worker_lost"})
+        for run in self._execution.lose():
+            self._log.abort_requested(run)
         self._woken.set()
 
     def _watch(self) -> None:

@@ -22,6 +22,7 @@ from pyprocrastinate.protocol import PROTOCOL
 from pyprocrastinate.shift import Shift
 from pyprocrastinate.signals import stop_on_signals
 from pyprocrastinate.wires import WorkerConnector
+from pyprocrastinate_hooks import observers
 
 if TYPE_CHECKING:
     from pyprocrastinate.app import App
@@ -151,12 +152,12 @@ class Worker:
         stop.
         """
         shift = self._shift = Shift(self)
+        work = asyncio.create_task(shift.work())
         signals = stop_on_signals(self.stop, self.logger) if self.install_signal_handlers else nullcontext()
         try:
             with signals:
                 if self._stop_requested:
                     shift.stop()
-                work = asyncio.create_task(shift.work())
                 try:
                     await asyncio.wait({work})
                 except asyncio.CancelledError:
@@ -166,6 +167,9 @@ class Worker:
         finally:
             self._shift = None
             self._stop_requested = False
+            error = None if work.cancelled() else work.exception()
+            self.app.hooks.observe("worker_stopped", worker=self, error=error)
+            await asyncio.to_thread(observers.flush)
 
     async def _wind_up(self, shift: Shift, work: asyncio.Task[None]) -> None:
         shift.stop()

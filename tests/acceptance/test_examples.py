@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psycopg
@@ -15,6 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
     "demo",  # in test_demo.py
     "graceful_abort.py",
+    "journal.py",
     "plain_sql",
     "quickstart.py",
     "retries_and_locks.py",
@@ -61,6 +64,30 @@ def test_graceful_abort(run):
     printed = run(sys.executable, EXAMPLES / "graceful_abort.py")
     assert sorted(printed[:2]) == ["dig: fills the hole in", "listen: hangs up"]
     assert [re.sub(r"\d+", "N", line) for line in printed[2:]] == ["job N: aborted"] * 2
+
+
+def test_journal(folder, dsn):
+    path = folder / "journal.txt"
+    program = [sys.executable, EXAMPLES / "journal.py", path]
+    worker = subprocess.Popen(program, cwd=folder, env=os.environ | {"PROCRASTINATE_DSN": dsn})
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists() or path.read_text().count("start") < 2:
+            assert worker.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+    lines = [line[20:] for line in path.read_text().splitlines()]
+    assert lines == [
+        "start wait[1](seconds=0)",
+        "start wait[2](seconds=3600)",
+        "shutdown of worker; running: wait[2](seconds=3600)",
+        "abort wait[2](seconds=3600): shutdown",
+    ]
 
 
 def test_plain_sql(run, pg_server, dsn):

@@ -10,7 +10,9 @@ traceback with `-v`.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
+import functools
 import logging
 import os
 import sys
@@ -28,7 +30,33 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(click.Group):
-    """A group that has one place for all errors."""
+    """A group that has one place for all errors, and the commands of plugins."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._take_from_plugins()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            self._take_from_plugins()
+        return super().get_command(ctx, cmd_name)
+
+    def _take_from_plugins(self) -> None:
+        from pyprocrastinate.exceptions import PluginError
+        from pyprocrastinate.hooks import Hooks
+        from pyprocrastinate_hooks import PATIENCE
+
+        try:
+            implementations = Hooks().implementations["register_commands"]
+        except PluginError as error:
+            # What is not the plugin's still works.
+            click.echo(f"Warning: {error}", err=True)
+            return
+        for each in implementations:
+            own = click.Group()
+            each.ask(PATIENCE, contextvars.copy_context(), functools.partial(each, cli=own))
+            for name, command in own.commands.items():
+                self.commands.setdefault(name, command)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -306,6 +334,18 @@ def queues(app_path: str | None, /, **filters: Any) -> None:
     with load_app(app_path, bare=True).open() as app:
         for counts in app.job_manager.list_queues(**filters):
             click.echo(count_line(counts))
+
+
+@cli.command()
+@click.pass_obj
+def plugins(app: str | None) -> None:
+    """List the plugins, where they are from, and their hooks."""
+    from pyprocrastinate.hooks import Hooks
+
+    hooks = load_app(app).hooks if app else Hooks()
+    for name, origin in hooks.origins.items():
+        used = (each.hook for several in hooks.implementations.values() for each in several if each.plugin == name)
+        click.echo(f"{name} ({origin}): {', '.join(used)}")
 
 
 def main() -> None:
