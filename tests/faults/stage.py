@@ -340,6 +340,7 @@ class Bouncer:
             listen_port = {self.port}
             unix_socket_dir =
             auth_type = any
+            admin_users = app
             pool_mode = transaction
             default_pool_size = 2
             max_client_conn = 50
@@ -374,7 +375,9 @@ class Bouncer:
         """Give a command on its console."""
         console = make_conninfo(host="127.0.0.1", port=self.port, user="app", dbname="pgbouncer", sslmode="disable")
         with psycopg.connect(console, autocommit=True, prepare_threshold=None) as conn:
-            conn.pgconn.exec_(command.encode())
+            result = conn.pgconn.exec_(command.encode())
+            if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
+                raise SoakError(f"PgBouncer refuses {command}: {result.get_error_message()}")
 
     def stop(self) -> None:
         if self._process is not None:
