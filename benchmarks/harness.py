@@ -390,7 +390,7 @@ class Child:
         self.log: IO[bytes] = log.open("w+b")
         self.process = subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PROCRASTINATE_PLUGINS": "none"},
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

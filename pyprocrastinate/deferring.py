@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
@@ -72,7 +72,8 @@ class JobDeferrer:
         deferral = _Deferral(self, [{**self.task_kwargs, **kwargs} for kwargs in many_kwargs])
         deferral.log(logging.DEBUG, "about_to_defer_jobs", "About to defer jobs")
         hooks = self.app.hooks
-        with hooks.wrap_defer(self.app, deferral.jobs) as deferral.headers:
+        none: AbstractContextManager[dict[str, Any]] = nullcontext({})
+        with hooks.wrap_defer(self.app, deferral.jobs) if hooks.has("wrap_defer") else none as deferral.headers:
             try:
                 yield deferral
             except exceptions.UniqueViolation as error:

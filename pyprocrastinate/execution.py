@@ -229,7 +229,7 @@ class Execution:
         if run.error is not None:
             run.error.__traceback__ = _of_user(run.error.__traceback__)
         run.conclude()
-        if left or (run.is_open and self._hooks.has("decide_retry")):
+        if left or (self._hooks.has("decide_retry") and run.is_open):
             # In a task of its own: whatever was yet to cancel this one is over.
             run.cancellable = False
             run.handle = asyncio.create_task(self._consult(run, left))
