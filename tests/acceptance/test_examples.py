@@ -20,6 +20,7 @@ TESTED = {
     "journal.py",
     "plain_sql",
     "quickstart.py",
+    "request_id.py",
     "retries_and_locks.py",
     "shell_worker.sh",
 }
@@ -87,6 +88,23 @@ def test_journal(folder, dsn):
         "start wait[2](seconds=3600)",
         "shutdown of worker; running: wait[2](seconds=3600)",
         "abort wait[2](seconds=3600): shutdown",
+    ]
+
+
+def test_request_id(folder, dsn):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "request_id.py"],
+        cwd=folder,
+        env=os.environ | {"PROCRASTINATE_DSN": dsn},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(line for line in done.stdout.splitlines() if "request" in line) == [
+        "cake is sent: request r1",
+        "order of cake: request r1",
+        "order of tea: request r0",
+        "tea is sent: request r0",
     ]
 
 
