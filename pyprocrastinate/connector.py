@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 from pyprocrastinate import embedded, exceptions, operations, payload, wires
 from pyprocrastinate.operations import Call
@@ -71,6 +72,10 @@ class BaseConnector:
 
     async def run_async(self, call: Call[T], connection: Any = None) -> T:
         raise exceptions.SyncConnectorConfigurationError
+
+    def in_transaction(self, connection: Any) -> bool:
+        """Tell whether what was done on it, if given, may still roll back; on others than psycopg's it always may."""
+        return connection is not None and getattr(connection.info, "transaction_status", None) != TransactionStatus.IDLE
 
 
 class SyncPsycopgConnector(BaseConnector):

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from psycopg.pq import TransactionStatus
-
 from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.jobs import Job
 from pyprocrastinate.types import ConfigureTaskOptions, JSONDict, JSONValue, TimeDeltaParams
@@ -83,7 +81,7 @@ class JobDeferrer:
                 raise exceptions.AlreadyEnqueued(f"Job cannot be enqueued: {error}") from error
         deferral.log(logging.INFO, "jobs_deferred", "Deferred jobs")
         if hooks.has("jobs_deferred"):
-            within = _in_transaction(self.connection)
+            within = self.connector.in_transaction(self.connection)
             hooks.observe("jobs_deferred", app=self.app, jobs=deferral.jobs(), in_transaction=within)
 
 
@@ -125,11 +123,6 @@ class _Deferral:
             unset | given | {"scheduled_at": self.deferrer.schedule_at, "task_kwargs": kwargs, "headers": self.headers}
         )
         return Job(id=job_id, status="todo", task_name=options.pop("task"), **options)
-
-
-def _in_transaction(connection: Any) -> bool:
-    """Tell whether what was done on a caller's connection may still roll back; others than psycopg's always may."""
-    return connection is not None and getattr(connection.info, "transaction_status", None) != TransactionStatus.IDLE
 
 
 def _when(

@@ -108,6 +108,12 @@ class DjangoConnector(BaseConnector):
                 return await operations.run_async(connection, call)
         return await sync_to_async(self.run)(call, connection)
 
+    def in_transaction(self, connection: Any) -> bool:
+        if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection):
+            return super().in_transaction(connection)
+        ours = connections[self.alias] if connection is None else connection
+        return bool(ours.in_atomic_block)
+
 
 @contextmanager
 def _translated() -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import queue
 from typing import Any
 
 import psycopg
@@ -14,8 +15,8 @@ from django.db import connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext, override_settings
 
-from pyprocrastinate import PsycopgConnector
-from pyprocrastinate.contrib.django import DjangoConnector, app, connector_params
+from pyprocrastinate import PsycopgConnector, hookimpl
+from pyprocrastinate.contrib.django import DjangoApp, DjangoConnector, app, connector_params
 from pyprocrastinate.exceptions import AlreadyEnqueued, ConnectorException, InvalidText, JobNotFound
 from pyprocrastinate.jobs import Status
 
@@ -123,6 +124,26 @@ async def test_connections_can_be_given_async(aconnect: Any, jobs: Any) -> None:
     assert jobs() == []
     await raw.commit()
     assert jobs() == [("t", {}, "todo")]
+
+
+def test_plugins_are_told_whether_a_job_may_be_gone_again(connect: Any) -> None:
+    own = DjangoApp(connector=DjangoConnector(), plugins=[Observer])
+    own.configure_task("t").defer()
+    with transaction.atomic():
+        own.configure_task("t").defer()
+        own.configure_task("t", connection=connection).defer()
+    own.configure_task("t", connection=connect()).defer()
+    own.configure_task("t", connection=connect(autocommit=False)).defer()
+    assert [Observer.seen.get(timeout=20) for _ in range(5)] == [False, True, True, False, True]
+
+
+class Observer:
+    seen: queue.Queue[bool] = queue.Queue()
+
+    @staticmethod
+    @hookimpl
+    def jobs_deferred(in_transaction: bool) -> None:
+        Observer.seen.put(in_transaction)
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
