@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -312,6 +314,24 @@ async def test_observers_go_on_in_a_forked_process(open_app):
         os._exit(0)
     await asyncio.to_thread(os.waitpid, pid, 0)
     assert os.read(read, 10) == b"xx"
+
+
+def test_the_end_of_a_program_waits_for_observers(dsn, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "from pyprocrastinate import App, SyncPsycopgConnector, hookimpl\n"
+        "class Slow:\n"
+        "    @hookimpl\n"
+        "    def jobs_deferred(self, jobs):\n"
+        "        time.sleep(0.3)\n"
+        "        print(*(job.id for job in jobs))\n"
+        "app = App(connector=SyncPsycopgConnector(sys.argv[1]), plugins=[Slow()])\n"
+        "with app.open():\n"
+        "    app.configure_task('t').defer()\n"
+    )
+    done = subprocess.run([sys.executable, program, dsn], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 # Loading
