@@ -9,7 +9,6 @@ traceback with `-v`.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import datetime
 import functools
@@ -350,8 +349,4 @@ def plugins(app: str | None) -> None:
 
 def main() -> None:
     """Run the command, and exit."""
-    with contextlib.suppress(ModuleNotFoundError):
-        from pyprocrastinate_embedded import commands
-
-        commands.register_commands(cli)
     cli(prog_name="pyprocrastinate")

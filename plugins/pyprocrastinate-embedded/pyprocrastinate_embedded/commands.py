@@ -9,8 +9,12 @@ import logging
 import sys
 
 import click
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("pyprocrastinate")
 
 
+@hookimpl
 def register_commands(cli: click.Group) -> None:
     """Add them to the command `pyprocrastinate`."""
     cli.add_command(psql)
