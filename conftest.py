@@ -32,6 +32,9 @@ from pyprocrastinate.migrate import migrate
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# All plugins of this checkout are installed; a test says which of them it wants.
+os.environ["PROCRASTINATE_PLUGINS"] = "none"
+
 Connect = Callable[..., psycopg.Connection[Any]]
 AsyncConnect = Callable[..., Awaitable[psycopg.AsyncConnection[Any]]]
 
