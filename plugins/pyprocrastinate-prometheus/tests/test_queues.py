@@ -128,37 +128,45 @@ def test_the_views_are_read_once_for_scrapes_at_the_same_time(make, fill):
     assert read(collector) == before
 
 
-def test_one_of_all_that_share_reads_the_views(make, fill):
+@pytest.fixture
+def end(conn):
+    """Return a function that ends the sessions that read, and waits until they are gone; it returns how many."""
+
+    def end():
+        ended = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = %s"
+        return conn.execute(ended, ["pyprocrastinate metrics"]).rowcount
+
+    return end
+
+
+def test_one_of_all_that_share_reads_the_views(make, fill, end):
     fill("money")
     first, second, third = (make(shared=True) for _ in range(3))
     assert read(first)
     assert (read(second), read(third)) == (None, None)
     assert is_up(second)
     assert read(first)
-    first.close()
+    for collector in (first, second, third):
+        collector.close()
+    end()
     assert read(third)
-    assert read(second) is None
-    assert read(first) is None
+    assert (read(second), read(first)) == (None, None)
 
 
-def test_who_is_not_scraped_gives_its_turn_to_another(make, fill, conn):
+def test_whose_session_has_ended_gives_its_turn_to_another(make, fill, end):
     fill("money")
     first, second = make(shared=True), make(shared=True)
     assert read(first)
-    idle = "select pid, current_setting('idle_session_timeout') from pg_stat_activity where application_name = %s"
-    assert conn.execute(idle, ["pyprocrastinate metrics"]).rowcount == 1
-    ended = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = %s"
-    conn.execute(ended, ["pyprocrastinate metrics"])
+    assert end() == 1
     assert read(second)
     assert (read(first), is_up(first)) == (None, True)
 
 
-def test_a_session_that_the_server_has_ended_is_no_fault(make, fill, conn, caplog):
+def test_a_session_that_the_server_has_ended_is_no_fault(make, fill, end, caplog):
     fill("money")
     collector = make()
     assert read(collector)
-    ended = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = %s"
-    assert conn.execute(ended, ["pyprocrastinate metrics"]).rowcount == 1
+    assert end() == 1
     assert read(collector)
     assert caplog.records == []
 
