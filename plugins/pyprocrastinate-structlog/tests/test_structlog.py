@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
 import pyprocrastinate_structlog
+
+EXAMPLE = Path(__file__).parents[1] / "example.py"
 
 
 @pytest.fixture
@@ -58,3 +64,16 @@ async def test_jobs_side_by_side_are_kept_apart(open_app, drain, logged):
     met = {entry["job_id"]: entry["number"] for entry in logged if entry["event"] == "met"}
     assert met == dict(zip(ids, range(3), strict=True))
     assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_the_example(dsn, tmp_path):
+    environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PROCRASTINATE_PLUGINS": "structlog", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLE], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split("greeting")[1].split() for line in lines] == [
+        ["attempt=1", "job_id=1", "name=Ada", "queue=default", "task=greet"],
+        ["attempt=1", "job_id=2", "name=Grace", "queue=slow", "task=greet"],
+    ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ import pyprocrastinate_template
 from pyprocrastinate import App
 from pyprocrastinate.jobs import Job
 
+EXAMPLE = Path(__file__).parents[1] / "example.py"
 JOB = Job(id=1, task_name="dig", queue="default", lock=None, queueing_lock=None)
 
 
@@ -44,3 +46,9 @@ def test_the_command_lists_what_runs(app: App) -> None:
     job_id = listing.defer()
     app.run_worker(wait=False, install_signal_handlers=False)
     assert printed == [f"{job_id} list\n"]
+
+
+@pytest.mark.usefixtures("app")
+def test_the_example() -> None:
+    done = subprocess.run([sys.executable, EXAMPLE], check=True, capture_output=True, text=True)
+    assert [line for line in done.stderr.splitlines() if "of dig took" in line and line.endswith("and is succeeded")]
