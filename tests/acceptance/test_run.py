@@ -88,16 +88,24 @@ def test_an_unknown_command_is_told_what_there_is(checkout: Path) -> None:
 @pytest.mark.parametrize("changed", ["pyproject.toml", "plugins/one/pyproject.toml", "plugins/new/pyproject.toml"])
 def test_a_changed_or_new_distribution_is_installed_anew(checkout: Path, changed: str) -> None:
     run = load(checkout / "run")
-    assert run.ready()
+    assert run.ready(True)
     (checkout / changed).parent.mkdir(exist_ok=True)
     (checkout / changed).write_text("[project]")
-    assert not run.ready()
+    assert not run.ready(True)
+
+
+def test_a_venv_made_for_the_demo_is_enough_for_the_demo_only(checkout: Path) -> None:
+    run = load(checkout / "run")
+    (checkout / ".venv" / "synced").write_text(run.DEMO_ONLY + run.wanted())
+    assert (run.ready(False), run.ready(True)) == (True, False)
+    (checkout / "pyproject.toml").write_text("[project]")
+    assert not run.ready(False)
 
 
 def test_a_venv_whose_python_is_gone_is_made_anew(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "python").unlink()
     (checkout / ".venv" / "bin" / "python").symlink_to(checkout / "gone")
-    assert not load(checkout / "run").ready()
+    assert not load(checkout / "run").ready(False)
 
 
 def test_an_old_python_is_told_what_is_needed(
