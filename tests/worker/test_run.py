@@ -222,6 +222,7 @@ class TestUnknownTasks:
         (record,) = caplog.records
         assert (record.levelname, record.action) == ("ERROR", "task_not_found")  # type: ignore[attr-defined]
 
+    @pytest.mark.scenario(14)
     async def test_goes_to_a_worker_that_knows_it(
         self, app: App, working: Any, dsn: str, until: Any, status: Callable[[int], str]
     ) -> None:

@@ -10,12 +10,10 @@ from collections import Counter
 from typing import Any
 
 import click
-import pluggy
 
+from pyprocrastinate import hookimpl
 from pyprocrastinate.cli import address
 from pyprocrastinate_import.moving import findings
-
-hookimpl = pluggy.HookimplMarker("pyprocrastinate")
 
 
 @hookimpl

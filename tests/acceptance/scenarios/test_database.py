@@ -6,8 +6,10 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,66 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyprocrastinate import App, JobContext, PsycopgConnector
 from pyprocrastinate.jobs import Status
+
+
+@pytest.mark.scenario("R1")
+def test_a_better_job_comes_while_its_lock_is_being_taken(conn: psycopg.Connection[Any], connect: Any) -> None:
+    def fetch(connection: psycopg.Connection[Any], worker_id: int) -> list[Any]:
+        return connection.execute("select id, token from procrastinate.fetch_v1(%s)", [worker_id]).fetchall()
+
+    def defer(priority: int) -> int:
+        ((job_id,),) = conn.execute(
+            "select procrastinate.defer('t', lock => 'l', priority => %s)", [priority]
+        ).fetchall()
+        return int(job_id)
+
+    workers = [conn.execute("select procrastinate.register_worker_v1('w')").fetchall()[0][0] for _ in range(2)]
+    first = defer(0)
+    other = connect()
+    with other.transaction():
+        ((found, token),) = fetch(other, workers[0])
+        better = defer(9)
+        conn.execute("set statement_timeout = '10s'")  # it waits for nobody
+        assert (found, fetch(conn, workers[1])) == (first, [])
+    assert fetch(conn, workers[1]) == []
+    conn.execute(
+        "select procrastinate.finish_v1(%s, array[%s]::bigint[], array[%s]::bigint[])", [workers[0], first, token]
+    )
+    assert [job_id for job_id, _ in fetch(conn, workers[1])] == [better]
+
+
+@pytest.mark.scenario("R10")
+def test_twelve_workers_pass_jobs_of_tomorrow_and_take_each_lock_once(
+    conn: psycopg.Connection[Any], connect: Any
+) -> None:
+    # a second job that runs under a lock would raise
+    conn.execute("create unique index one_at_a_time on procrastinate.job (lock) where state = 'x'")
+    heads = "select procrastinate.defer('t', lock => g::text, priority => 99, schedule_in => '1 day')"
+    conn.execute(f"{heads} from generate_series(0, 4) as g")
+    due = "select procrastinate.defer('t', lock => (g % 5)::text, priority => g * 7 % 11)"
+    conn.execute(f"{due} from generate_series(1, 300) as g")
+    left = "select from procrastinate.jobs where status in ('todo', 'doing') and scheduled_at is null limit 1"
+    pause = threading.Event()
+
+    def work(connection: psycopg.Connection[Any]) -> int:
+        ((worker_id,),) = connection.execute("select procrastinate.register_worker_v1('w')").fetchall()
+        done = 0
+        deadline = time.monotonic() + 60
+        while connection.execute(left).rowcount:
+            assert time.monotonic() < deadline
+            for claim in connection.execute("select id, token from procrastinate.fetch_v1(%s)", [worker_id]).fetchall():
+                finish = "select verdict from procrastinate.finish_v1(%s, array[%s]::bigint[], array[%s]::bigint[])"
+                # refused while another session looks at the lock: the same again
+                while connection.execute(finish, [worker_id, *claim]).fetchone() != ("ok",):
+                    pause.wait(0.001)
+                done += 1
+            pause.wait(0.001)
+        return done
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(work, [connect() for _ in range(12)])) == 300
+    statuses = conn.execute("select status, count(*) from procrastinate.jobs group by 1 order by 1").fetchall()
+    assert statuses == [("succeeded", 300), ("todo", 5)]
 
 
 @pytest.mark.scenario(62)
