@@ -430,11 +430,11 @@ class BreakBouncer(OfServer):
             stage.pause(self.seconds)
             stage.bouncer.start()
             return
-        stage.bouncer.command("KILL soak" if self.how == "kill clients" else "SUSPEND")
+        stage.bouncer.command("KILL soak" if self.how == "kill clients" else "PAUSE soak")
         try:
             stage.pause(self.seconds)
         finally:
-            stage.bouncer.command("RESUME soak" if self.how == "kill clients" else "RESUME")
+            stage.bouncer.command("RESUME soak")
 
 
 class Horizon(Fault):

@@ -377,7 +377,7 @@ class Bouncer:
         with psycopg.connect(console, autocommit=True, prepare_threshold=None) as conn:
             result = conn.pgconn.exec_(command.encode())
             if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
-                raise SoakError(f"PgBouncer refuses {command}: {result.get_error_message()}")
+                raise psycopg.OperationalError(f"PgBouncer refuses {command}: {result.get_error_message()}")
 
     def stop(self) -> None:
         if self._process is not None:
