@@ -30,3 +30,13 @@ def test_a_hook_is_documented_with_its_signature(name):
 def test_a_hook_is_tested(name):
     tests = (ROOT / "tests" / "plugins" / "test_hooks.py").read_text()
     assert f"def test_hook_{name}(" in tests
+
+
+def test_every_hook_is_used():
+    places = [*ROOT.glob("plugins/*/pyprocrastinate_*/**/*.py"), *ROOT.glob("examples/**/*.py")]
+    used = {
+        name
+        for path in places
+        for name in re.findall(r"@hookimpl[^\n]*\s+(?:@\w+\s+)*(?:async )?def (\w+)\(", path.read_text("utf-8"))
+    }
+    assert HOOKS.keys() - used == set()
