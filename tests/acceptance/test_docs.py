@@ -62,6 +62,7 @@ class Page:
         self.environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PATH": path, "PAGER": "cat"}
         self.environ |= {"PYTHONPATH": "", "PYTHONWARNINGS": "error"}
         self.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # those of this checkout
+        self.environ |= {"PROCRASTINATE_PLUGINS": "embedded,import"}  # they bring commands that the pages run
         self.runner = asyncio.Runner()
         self.open = contextlib.ExitStack()
 
