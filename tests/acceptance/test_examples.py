@@ -30,6 +30,7 @@ TESTED = {
 def run(folder, dsn):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PATH": path, "PYTHONWARNINGS": "error"}
+    environ["PROCRASTINATE_PLUGINS"] = "embedded"  # which brings psql
 
     def run(*argv, cwd=folder):
         done = subprocess.run([*map(str, argv)], cwd=cwd, env=environ, capture_output=True, text=True, check=False)
