@@ -104,7 +104,7 @@ def worker_stopped(worker: Worker, error: BaseException | None) -> None:
     """
     A worker's run has ended, because of this error if there is one; perhaps it never started.
 
-    Observes, in the worker's process; the last call of the run.
+    Observes, in the worker's process; the last call of the run, which a second signal cuts short.
     """
 
 

@@ -577,7 +577,7 @@ def missing(happened: Counter[str], *lists: str) -> set[str]:
 
 
 def test_whatever_is_called_both_sides_answer_alike(shared):
-    assert missing(drive(shared, 20), OFTEN) == set()
+    assert missing(drive(shared, 40), OFTEN) == set()
 
 
 @pytest.mark.long

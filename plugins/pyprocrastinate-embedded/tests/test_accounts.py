@@ -189,7 +189,8 @@ def test_an_ordinary_user_is_served_as_well(home: Path, selection: str) -> None:
     user, group = ordinary_account()
     how: dict[str, Any] = {"user": user, "group": group, "extra_groups": [], "cwd": "/"}
     path = [*os.environ.get("PYTHONPATH", "").split(":"), sysconfig.get_path("purelib")]
-    path += [str(here.parent), str(here.parents[2])]  # what is installed in place, in no list there
+    # What is installed in place is in no list there.
+    path += [str(here.parents[2]), *map(str, here.parents[1].glob("pyprocrastinate-*"))]
     pytest_here = ["-m", "pytest", str(here), "-k", selection, "-q", "-p", "no:cacheprovider"]
     tests = subprocess.run(
         [reachable_python(how), *pytest_here],

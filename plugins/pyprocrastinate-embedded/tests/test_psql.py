@@ -17,6 +17,12 @@ from pyprocrastinate_embedded import psql
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(autouse=True)
+def with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests load no plugins unless they say so."""
+    monkeypatch.setenv("PROCRASTINATE_PLUGINS", "embedded")
+
+
 @pytest.fixture
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("PROCRASTINATE_DSN", raising=False)

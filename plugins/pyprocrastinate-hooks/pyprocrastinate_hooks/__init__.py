@@ -160,13 +160,15 @@ class Observers:
                 if each is None:
                     function()
                     continue
-                call = object()
-                self._busy[call] = each, monotonic()
+                call, began = object(), monotonic()
+                self._busy[call] = each, began
                 result, error = attempt(function)
                 if inspect.iscoroutine(result):
                     result, error = runner.run(_attempt_async(result))
                 if self._busy.pop(call, None) is None:
                     return
+                if (seconds := monotonic() - began) > PATIENCE:
+                    each.log(logging.WARNING, f"took {seconds:.1f} s, and all other observers waited")
                 each.heed((None, error))
 
     def _watch(self) -> None:
