@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from pyprocrastinate.exceptions import ConnectorException, JobNotFound
 from pyprocrastinate_cli._explain import describe, explain, mask
@@ -40,6 +41,29 @@ def test_no_password_is_printed(dsn: str) -> None:
         assert "db" in masked
         assert "***" in masked
         assert "ada" not in dsn or "ada" in masked
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://ada:S3CR3T%zz@db/x",
+        "postgresql://ada:S3CR3T%00@db/x",
+        "postgresql://ada:S3C R3T@db/x",
+        "postgresql://db/x?password=S3CR3T%zz",
+        "postgresql://db/x?password=S3C&R3T",
+        "postgresql://ada:S3C@[R3T@db/x",
+        "host=db password=S3C R3T",
+        "host=db password=S3C' R3T'",
+    ],
+)
+def test_no_piece_of_a_password_that_libpq_cannot_read_is_printed(dsn: str) -> None:
+    with pytest.raises(psycopg.ProgrammingError) as caught:
+        conninfo_to_dict(dsn)
+    assert "S3C" in str(caught.value) or "R3T" in str(caught.value)
+    told = explain(caught.value)
+    assert "***" in told
+    assert "S3C" not in told
+    assert "R3T" not in told
 
 
 def test_a_quote_in_a_password_does_not_end_it() -> None:

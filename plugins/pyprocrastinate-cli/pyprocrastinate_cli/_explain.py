@@ -23,6 +23,8 @@ _SECRETS = (
     (re.compile(r"\b([\w.%+-]+:)(?!//)[^\s:@]+@"), r"\1***@"),
     # what libpq takes for the host, where the secret has an unescaped @
     (re.compile(r"(['\"])[^\s'\":/]*@(?=[^\s'\":/@]+\1)"), r"\1***@"),
+    # the word at which libpq gives up, which a blank, a % or a & in a secret makes a part of it
+    (re.compile(r'((?:percent-encoded \w+: |found in |parameter: |"=" after )")(?!\w+://)[^"]*'), r"\1***"),
     # password=secret, password='a secret', ?sslpassword=secret&…
     (re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&\"]+)", re.IGNORECASE), r"\1***"),
 )
