@@ -75,7 +75,11 @@ class Endpoint:
 
     def __init__(self, registry: CollectorRegistry, queues: QueueCollector, host: str, port: int) -> None:
         self._server: WSGIServer
-        self._server, self.thread = start_http_server(port, host, registry)
+        try:
+            self._server, self.thread = start_http_server(port, host, registry)
+        except OSError as error:
+            where = f"metrics cannot be served at {host}:{port}: {error.strerror}"
+            raise OSError(f"{where}. Choose another host or port") from None
         self._registry, self._queues = registry, queues
         registry.register(queues)
 

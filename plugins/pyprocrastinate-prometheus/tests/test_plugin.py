@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -171,6 +172,23 @@ def test_metrics_alone(dsn, conn, tmp_path):
             assert value(read(url), "queue_depth", queue="q", status="todo", state="ready") == 1
         finally:
             process.terminate()
+
+
+def test_a_port_in_use_is_one_clear_line(dsn, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "pyprocrastinate", "metrics", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=tmp_path,
+            env=os.environ | {"PROCRASTINATE_DSN": dsn, "PROCRASTINATE_PLUGINS": "prometheus"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: metrics cannot be served at 127.0.0.1:{port}: ")
+    assert line.endswith(". Choose another host or port")
 
 
 APP = """
