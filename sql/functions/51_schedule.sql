@@ -157,17 +157,24 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   d jsonb;
   v_there text;
+  v_detail text;
+  v_hint text;
 begin
   if jsonb_typeof(schedules) is distinct from 'array' or jsonb_path_exists(schedules, 'strict $[*] ? (@.type() != "object")') then
     raise exception 'schedules must be a JSON array of objects' using errcode = '22023',
       hint = 'Pass [{"name": "n", "task": "t", "cron": "0 * * * *"}].';
   end if;
   for d in select jsonb_array_elements(schedules) loop
-    perform procrastinate._check_keys(
-      'a schedule', d, '{name,task,cron,timezone,args,queue,priority,lock,queueing_lock,max_delay}');
-    perform procrastinate._check_schedule(
-      d ->> 'name', d ->> 'task', d ->> 'cron', d ->> 'timezone', procrastinate._declared_args(d),
-      procrastinate._declared_delay(d), d ->> 'queue', (d ->> 'priority')::int, d ->> 'lock', d ->> 'queueing_lock', at);
+    begin
+      perform procrastinate._check_keys(
+        'a schedule', d, '{name,task,cron,timezone,args,queue,priority,lock,queueing_lock,max_delay}');
+      perform procrastinate._check_schedule(
+        d ->> 'name', d ->> 'task', d ->> 'cron', d ->> 'timezone', procrastinate._declared_args(d),
+        procrastinate._declared_delay(d), d ->> 'queue', (d ->> 'priority')::int, d ->> 'lock', d ->> 'queueing_lock', at);
+    exception when others then
+      get stacked diagnostics v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+      raise exception 'schedule "%": %', left(d ->> 'name', 100), sqlerrm using errcode = sqlstate, detail = v_detail, hint = v_hint;
+    end;
     v_there := procrastinate._cron_elsewhere(d ->> 'cron');
     if v_there is not null then
       raise warning 'schedule "%" fires next at %, where croniter would read "%" and fire at %', d ->> 'name',

@@ -632,6 +632,13 @@ def test_a_bad_schedule_is_refused(db, bad, sqlstate):
     assert db.rows("select from procrastinate.schedule") == []
 
 
+def test_of_many_declared_schedules_the_bad_one_is_named(db):
+    with db.refused("JQ020", 'schedule "bad": bad cron expression', detail='minute: "61" is not', hint="minute, hour"):
+        declare(db, declared("good"), declared("bad", cron="61 * * * *"))
+    with db.refused("22023", 'schedule "bad": max_delay is out of range'):
+        declare(db, declared("good"), declared("bad", max_delay=-1))
+
+
 @pytest.mark.parametrize(
     ("bad", "sqlstate"),
     [

@@ -136,8 +136,15 @@ def _check_declarations(tables: Tables, schedules: Json, at: datetime) -> list[s
         hint = 'Pass [{"name": "n", "task": "t", "cron": "0 * * * *"}].'
         refuse("22023", "schedules must be a JSON array of objects", hint=hint)
     for declaration in schedules:
-        check_keys("a schedule", declaration, _DECLARED_KEYS)
-        _check_schedule(tables, {"name": field_text(declaration, "name")} | _as_declared(declaration), at)
+        name = field_text(declaration, "name")
+        try:
+            check_keys("a schedule", declaration, _DECLARED_KEYS)
+            _check_schedule(tables, {"name": name} | _as_declared(declaration), at)
+        except psycopg.Error as error:
+            diag = error.diag
+            named = "<NULL>" if name is None else name[:100]
+            message = f'schedule "{named}": {diag.message_primary}'
+            refuse(error.sqlstate or "", message, detail=diag.message_detail, hint=diag.message_hint)
     return sorted({one["name"] for one in schedules})
 
 
