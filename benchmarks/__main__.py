@@ -9,63 +9,82 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from benchmarks import report
-from benchmarks.harness import BenchmarkError, Harness
+from benchmarks import BenchmarkError, charts, report, targets
+from benchmarks.harness import Harness
 from benchmarks.peers import Peers
 from benchmarks.systems import find, variants_of
-from benchmarks.workloads import Plan, Table
+from benchmarks.workloads import Measured, Plan
 
-WORKLOADS = ("drain", "defer", "bulk", "latency", "locks", "backlog", "horizon", "batches", "soak")
-PEERS = ("procrastinate", "pgqueuer", "graphile", "celery")
+WORKLOADS = ("drain", "defer", "latency", "locks", "backlog", "horizon", "scale", "idle")
+#: Measured only when they are named: the one takes ten minutes, the other is for work on the schema.
+APART = ("soak", "batches")
+#: What --peers calls them, and their modules.
+PEERS = {"procrastinate": "procrastinate", "pgqueuer": "pgqueuer", "graphile-worker": "graphile", "celery": "celery"}
 
 
 def main() -> int:
     """Measure what the command line asks for."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    peers = Peers(_names(options.peers, PEERS))
-    # in their default configuration and in their best
+    peers = Peers([PEERS[name] for name in _names(options.peers, tuple(PEERS))])
     systems = [find(name) for peer in peers.present for name in variants_of(peer)]
-    plan = Plan(options.rounds or (1 if options.quick else 3), options.quick, systems)
-    tables: list[Table] = []
-    problems = list(peers.missing)
-    begin = time.strftime("%Y-%m-%d %H:%M")
+    if options.quick:
+        systems = [system for system in systems if system.best]
+    plan = Plan(options.rounds or (1 if options.quick else 3), options.quick, systems, list(peers.missing))
+    workloads: dict[str, Measured] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    begin, started = time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
     with Harness(peers.interpreters) as harness:
-        versions = harness.versions() | peers.versions
-        for name in _names(options.only, WORKLOADS):
+        for name in _names(options.only, WORKLOADS + APART):
+            measured = Measured()
+            since = time.monotonic()
             try:
-                measured = import_module(f"benchmarks.workloads.{name}").measure(harness, plan)
+                shown = import_module(f"benchmarks.workloads.{name}").measure(harness, plan, measured)
             except BenchmarkError as error:
-                problems.append(f"failed: {name}: {error}")
+                plan.problems.append(f"failed: {name}: {error}")
                 continue
-            for table in measured:
+            plan.progress(f"{name}: {time.monotonic() - since:.0f} s")
+            for table in shown:
                 print(report.markdown(table), end="\n\n", flush=True)
-            tables += measured
-            if options.json:
-                written = {
-                    "at": begin,
-                    "versions": versions,
-                    "command": sys.argv[1:],
-                    "problems": problems,
-                    "tables": [vars(table) for table in tables],
-                }
-                Path(options.json).write_text(json.dumps(written, indent=1))
-    print(", ".join(f"{name} {version}" for name, version in versions.items()) + f"; {begin}")
-    for problem in problems:
+            workloads[name], tables[name] = measured, [vars(table) for table in shown]
+        summary = targets.table(workloads)
+        if summary.rows:
+            print(report.markdown(summary), end="\n\n")
+        figures = {
+            "at": begin,
+            "seconds": round(time.monotonic() - started),
+            "command": sys.argv[1:],
+            "versions": harness.versions() | peers.versions,
+            "problems": plan.problems,
+            "targets": vars(summary),
+            "tables": tables,
+            "measured": {name: measured.raw for name, measured in workloads.items()},
+        }
+    if options.charts:
+        plan.problems += charts.draw_all(figures, Path(options.charts))
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1))
+    print(report.footer(figures))
+    for problem in plan.problems:
         print(problem)
-    return 1 if problems else 0
+    return 1 if plan.problems else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure this queue beside others, on a PostgreSQL of its own."
+        prog="python -m benchmarks",
+        description="Measure this queue beside others, on servers of its own. All takes under 30 minutes.",
+        epilog="Not in a plain run: `--only soak`, a steady load for ten minutes, for eight of them with a transaction "
+        "held open; and `--only batches`, the schema without Python's worker.",
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round")
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="of %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round; under 3 minutes")
+    parser.add_argument("--only", default=",".join(WORKLOADS), help="of %(default)s, and of " + ",".join(APART))
     parser.add_argument("--peers", default=",".join(PEERS), help="of %(default)s; empty for none")
-    parser.add_argument("--rounds", type=int, help="how often each is measured")
+    parser.add_argument("--rounds", type=int, help="how often each is measured, 3 if not --quick")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there, too")
+    parser.add_argument("--charts", metavar="FOLDER", help="draw the charts of docs/performance.md there")
     return parser.parse_args()
 
 

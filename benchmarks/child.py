@@ -3,6 +3,7 @@ Run one part of a benchmark in a process of its own: `python -m benchmarks.child
 
 It may be another interpreter than the harness's, so this needs nothing but psycopg.
 The end of standard input asks it to stop: that comes from the harness, or from its death.
+What is `gated` prints a line when it is ready, and goes on when a line comes in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Tally, Work
+from benchmarks.load import Tally, Work, cpu_seconds
 from benchmarks.systems import System, find
 
 GRACE = 20.0
@@ -33,6 +34,11 @@ async def _run(system: System, part: str, options: dict[str, Any]) -> Any:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    if options.pop("gated", False):
+        system.load()
+        print("ready", flush=True)
+        os.read(0, 1)
+
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin: Python may end while this waits
             pass
@@ -43,11 +49,12 @@ async def _run(system: System, part: str, options: dict[str, Any]) -> Any:
     threading.Thread(target=watch, daemon=True).start()
     if "tally" in options:
         options["tally"] = Tally(Path(options["tally"]))
-    if part == "work":
-        work = Work(**options, stop=stop)
-        before = time.process_time()
-        await system.work(work)
-        return {"cpu": time.process_time() - before}
+    if "others" in options:
+        options["others"] = [Tally(Path(each)) for each in options["others"]]
+    if part in ("work", "rest"):
+        before = cpu_seconds()
+        await getattr(system, part)(Work(**options, stop=stop))
+        return {"cpu": cpu_seconds() - before}
     if part == "install":
         return await asyncio.to_thread(system.install, **options)
     return await getattr(system, part)(**options)

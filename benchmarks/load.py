@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,11 @@ class Work:
     """What a worker process is asked to do."""
 
     dsn: str
-    concurrency: int
-    target: int
+    concurrency: int = 10
+    target: int = sys.maxsize
     queues: list[str] | None = None
+    pooled: bool = False  # by a pooler in transaction mode
+    workers: int = 1  # in one process
     tally: Tally = field(repr=False, default=None)  # type: ignore[assignment]
     stop: asyncio.Event = field(repr=False, default=None)  # type: ignore[assignment]
 
@@ -55,9 +58,9 @@ class Tally:
         self.ints = view.cast("q")
         self.floats = view.cast("d")
 
-    def tick(self, count: int = 1, sent_at: float = 0.0) -> None:
-        """Count jobs that start now; sent_at is what the clock was before their defer."""
-        now = time.monotonic()
+    def tick(self, count: int = 1, sent_at: float = 0.0, at: float | None = None) -> None:
+        """Count jobs that start now, or started then; sent_at is what the clock was before their defer."""
+        now = time.monotonic() if at is None else at
         ints, floats = self.ints, self.floats
         if not ints[0]:
             floats[1] = now
@@ -86,6 +89,16 @@ class Tally:
         """Return the seconds from defer to start of jobs that said when they were sent, but for the first ones."""
         assert self.started - after <= LATENCIES
         return [self.floats[4 + n % LATENCIES] for n in range(after, self.started)]
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return time.process_time()
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 async def nap() -> None:

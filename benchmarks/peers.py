@@ -15,6 +15,8 @@ import sys
 import venv
 from pathlib import Path
 
+from benchmarks import BenchmarkError
+from benchmarks.servers import program
 from benchmarks.systems import find
 
 WINDOWS = sys.platform == "win32"
@@ -29,19 +31,23 @@ class Peers:
         self.missing: list[str] = []
         self.versions: dict[str, str] = {}
         for name in names:
-            requirements = find(name).requirements
+            system = find(name)
+            requirements = system.requirements
             try:
-                python = _environment(requirements)
+                for needed in system.programs:
+                    program(needed)
+                python = environment(requirements)
                 self.versions[name] = _version(python, name)
-            except (OSError, subprocess.CalledProcessError) as error:
+            except (BenchmarkError, OSError, subprocess.CalledProcessError) as error:
                 said = getattr(error, "stderr", None) or str(error)
-                self.missing.append(f"missing: {name} cannot be installed: {said.strip()[-500:]}")
+                self.missing.append(f"missing: {system.title}: {said.strip()[-500:]}")
             else:
                 self.interpreters[requirements] = python
                 self.present.append(name)
 
 
-def _environment(requirements: tuple[str, ...]) -> Path:
+def environment(requirements: tuple[str, ...]) -> Path:
+    """Return a Python, or a folder of packages for node, with these; raises OSError or CalledProcessError."""
     if requirements[0] == "npm":
         return _packages(requirements[1:])
     wanted = "\n".join((sys.version, *requirements))

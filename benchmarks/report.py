@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import platform
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.workloads import Table
@@ -19,3 +20,10 @@ def markdown(table: Table) -> str:
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     lines = [f"### {table.title}", "", line(cells[0]), rule, *map(line, cells[1:])]
     return "\n".join([*lines, *([""] if table.sentences else []), *table.sentences])
+
+
+def footer(figures: dict[str, Any]) -> str:
+    """Return what was measured with what, when, and how long it took."""
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    command = " ".join(["python -m benchmarks", *figures["command"]])
+    return f"{versions}; {platform.system()}, {figures['at']}, `{command}` in {figures['seconds']} s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, LiteralString
@@ -31,10 +32,17 @@ class System:
     requirements: ClassVar[tuple[str, ...]] = ()
     #: The program for its parts where `benchmarks.child` cannot run them; requirements then begin with `npm`.
     script: ClassVar[Path | None] = None
-    #: Variants share a schema, so it is installed once for all of them.
+    #: Programs that it needs beside that.
+    programs: ClassVar[tuple[str, ...]] = ()
+    #: What it runs on, of `benchmarks.servers`.
+    server: ClassVar[str] = "postgres"
+    #: Variants share a schema, so it is installed once for all of them; the default one first, the best last.
     variants: ClassVar[tuple[str, ...]] = ("",)
     #: How many jobs a drain needs, by concurrency, to take some seconds.
     drained: ClassVar[dict[int, int]] = {1: 5_000, 10: 40_000, 100: 100_000}
+
+    #: How many jobs a measurement of batches needs for that.
+    bulked: ClassVar[int] = 40_000
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,6 +54,11 @@ class System:
         """What a table calls this variant."""
         return f"{self.title}, {self.variant}" if self.variant else self.title
 
+    @property
+    def schema(self) -> str:
+        """What systems that share a schema have in common."""
+        return self.module
+
     # In the harness
 
     def fill(self, conn: Connection, load: Load) -> None:
@@ -56,8 +69,19 @@ class System:
         """Let somebody who never finishes run a job under a lock."""
         raise NotImplementedError
 
+    def employ(self, conn: Connection) -> None:
+        """Register a worker that is busy, where a defer asks for that."""
+
+    def complaints(self, conn: Connection, jobs: int) -> list[str]:
+        """Say what is not as it must be after so many jobs have run."""
+        return []
+
     def pending(self, conn: Connection) -> int:
         """Count the jobs that have not ended, to see that each that ran did and no other."""
+        raise NotImplementedError
+
+    def resting(self, conn: Connection) -> int:
+        """Count the workers that have declared that they have nothing to do."""
         raise NotImplementedError
 
     def size(self, conn: Connection) -> int:
@@ -66,12 +90,19 @@ class System:
 
     # In a child
 
-    def install(self, dsn: str) -> None:
+    def load(self) -> None:
+        """Import what takes long."""
+
+    def install(self, dsn: str) -> Any:
         """Install the schema."""
         raise NotImplementedError
 
     async def work(self, work: Work) -> None:
         """Run jobs until work is over, then finish in order."""
+        raise NotImplementedError
+
+    async def rest(self, work: Work) -> None:
+        """Run so many workers that have nothing to do."""
         raise NotImplementedError
 
     async def defer(self, dsn: str, count: int, connections: int) -> float:
@@ -86,9 +117,14 @@ class System:
         """Defer so many jobs a second, some of them with a `t` of now."""
         raise NotImplementedError
 
-    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
-        """Defer one job after another, each once the one before has started, with a `t` of now."""
+    async def ping(self, dsn: str, count: int, tally: Tally, others: Sequence[Tally] = ()) -> None:
+        """Defer one job after another, each once the one before has started on one of them, with a `t` of now."""
         raise NotImplementedError
+
+    @property
+    def best(self) -> bool:
+        """Tell whether this is the variant that is fastest, as far as its documentation says."""
+        return self.variant == self.variants[-1]
 
 
 def find(name: str) -> System:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 class Api(System):
     """A queue that is used as `procrastinate.App`."""
 
-    def app(self, dsn: str, tally: Tally | None = None, connections: int = 1) -> tuple[Any, Any]:
+    def load(self) -> None:
+        """Import it."""
+        import_module(self.module)
+
+    def app(self, dsn: str, tally: Tally | None = None, connections: int = 1, **options: Any) -> tuple[Any, Any]:
         """Return an app and its only task, which does nothing but count."""
         library: Any = import_module(self.module)
         pool = {"min_size": connections, "max_size": connections} if tally is None else {}
-        app = library.App(connector=library.PsycopgConnector(conninfo=dsn, **pool))
+        app = library.App(connector=library.PsycopgConnector(conninfo=dsn, **pool, **options))
 
         @app.task(name="noop", queue="default")  # type: ignore[untyped-decorator]
         async def noop(t: float = 0.0) -> None:
@@ -37,8 +42,12 @@ class Api(System):
 
     async def work(self, work: Work) -> None:
         """Run a worker until the harness says stop."""
-        app, _ = self.app(work.dsn, work.tally)
         options: dict[str, Any] = {"delete_jobs": "always"} if self.variant == "delete" else {}
+        connector: dict[str, Any] = {}
+        if work.pooled:  # as the documentation asks for
+            connector["kwargs"] = {"prepare_threshold": None}
+            options |= {"listen_notify": False, "fetch_job_polling_interval": 0.1}
+        app, _ = self.app(work.dsn, work.tally, **connector)
         async with app.open_async():
             worker = asyncio.create_task(
                 app.run_worker_async(
@@ -88,7 +97,7 @@ class Api(System):
                 await asyncio.sleep(max(0.0, begin + number / 100 - time.monotonic()))
                 await noop.batch_defer_async({"t": time.monotonic()}, *rest)
 
-    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
+    async def ping(self, dsn: str, count: int, tally: Tally, others: Sequence[Tally] = ()) -> None:
         """Call defer_async now and then."""
         app, noop = self.app(dsn)
 
@@ -96,14 +105,18 @@ class Api(System):
             await noop.defer_async(t=time.monotonic())
 
         async with app.open_async():
-            await pings(defer, count, tally)
+            await pings(defer, count, tally, *others)
 
 
-async def pings(defer: Any, count: int, tally: Tally) -> None:
+async def pings(defer: Any, count: int, *tallies: Tally) -> None:
     """Call `defer` again and again, a moment after the job before has started."""
+
+    def started() -> int:
+        return sum(tally.started for tally in tallies)
+
     for _ in range(count):
-        seen, begin = tally.started, time.monotonic()
+        seen, begin = started(), time.monotonic()
         await defer()
-        while tally.started == seen and time.monotonic() - begin < 30:  # noqa: ASYNC110
+        while started() == seen and time.monotonic() - begin < 30:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         await asyncio.sleep(random.uniform(0.01, 0.03))

@@ -13,6 +13,29 @@ if TYPE_CHECKING:
     from benchmarks.load import Load, Work
 
 WORK = "select * from procrastinate.work_v1(%s, %s::bigint[], %s::bigint[], '[]', %s, %s, 0, %s)"
+# What must be true of the jobs that the newest worker has run, as a user sees them.
+RAN = """
+with ran as materialized (
+  select j.* from procrastinate.jobs as j
+   where j.status = 'succeeded' and j.worker_id = (select max(w.worker_id) from procrastinate.jobs as w))
+select """
+CHECKS = {
+    "all that ran are listed": "count(*) = %(jobs)s from ran",
+    # A worker may give a job back that it has not begun half a second after its fetch.
+    "jobs without a lock have started in order": """
+        not exists (
+          select from (select started_at, lag(started_at) over (order by priority desc, id) as before
+                         from ran where lock is null) as o
+           where o.started_at < o.before and o.before < o.started_at + interval '500 ms')""",
+    "jobs of one lock have run one after the other, in order": """
+        not exists (
+          select from (select started_at, lag(finished_at) over (partition by lock order by priority desc, id) as before
+                         from ran where lock is not null) as o
+           where o.started_at < o.before)""",
+    "each has its events": """
+        (select array_agg(e.type order by e.at, e.id desc) = '{deferred,started,succeeded}'
+           from procrastinate.events as e where e.job_id = (select max(id) from ran))""",
+}
 YEAR = "clock_timestamp() + interval '1 year'"
 
 
@@ -20,6 +43,7 @@ class Core(System):
     """`work_v1`, one call a batch; history kept, or `delete`."""
 
     title = "core"
+    schema = "pyprocrastinate"
     variants = ("", "delete")
 
     def fill(self, conn: Connection, load: Load) -> None:
@@ -29,7 +53,7 @@ class Core(System):
                 insert into procrastinate.done (id, token, worker_id, deferred_at, started_at,
                        finished_at, rank, attempts, status, task, queue, args)
                 select nextval(pg_get_serial_sequence('procrastinate.job', 'id')),
-                       nextval('procrastinate.token_seq'), 1, now() - interval '1 day', now(),
+                       nextval('procrastinate.token_seq'), 0, now() - interval '1 day', now(),
                        now(), 0, 1, 'succeeded', 'noop', {load.queue}, '{{}}'
                   from generate_series(1, {load.count}) as g
                 """)
@@ -53,17 +77,38 @@ class Core(System):
         assert row
         assert conn.execute("select id from procrastinate.fetch_v1(%s)", row).fetchone()
 
+    def employ(self, conn: Connection) -> None:
+        """Register one that never says that it is idle."""
+        conn.execute("select procrastinate.register_worker_v1('busy')")
+
+    def complaints(self, conn: Connection, jobs: int) -> list[str]:
+        """Look at counts, order and events as a user would, then list and cancel a job."""
+        if self.variant == "delete":
+            wrong = {
+                "nothing is kept": _one(
+                    conn, "select not exists (select from procrastinate.jobs where finished_at is not null)"
+                )
+            }
+        else:
+            wrong = {what: _one(conn, RAN + query, {"jobs": jobs}) for what, query in CHECKS.items()}
+        job = {"id": _one(conn, "select procrastinate.defer('noop', queue => 'checked')")}
+        listed = "select status from procrastinate.jobs where id = %(id)s"
+        wrong["a job is listed"] = _one(conn, listed, job) == "todo"
+        wrong["and cancelled"] = _one(conn, "select procrastinate.cancel(%(id)s)", job) == "cancelled"
+        wrong["and listed as that"] = _one(conn, listed, job) == "cancelled"
+        return [f"not true: {what}" for what, true in wrong.items() if not true]
+
     def pending(self, conn: Connection) -> int:
         """Count what is not in history."""
-        row = conn.execute("select count(*) from procrastinate.job").fetchone()
-        assert row
-        return int(row[0])
+        return int(_one(conn, "select count(*) from procrastinate.job"))
+
+    def resting(self, conn: Connection) -> int:
+        """Ask the view of workers."""
+        return int(_one(conn, "select count(*) from procrastinate.workers where idle"))
 
     def size(self, conn: Connection) -> int:
         """Measure the table of live jobs."""
-        row = conn.execute("select pg_total_relation_size('procrastinate.job')").fetchone()
-        assert row
-        return int(row[0])
+        return int(_one(conn, "select pg_total_relation_size('procrastinate.job')"))
 
     def install(self, dsn: str) -> None:
         """Migrate."""
@@ -95,9 +140,8 @@ class Core(System):
         await conn.close()
 
     async def defer(self, dsn: str, count: int, connections: int) -> float:
-        """Call defer, while there is a worker that is busy."""
+        """Call defer."""
         links = [await connect(dsn) for _ in range(connections)]
-        await links[0].execute("select procrastinate.register_worker_v1('busy')")
         seconds = await one_by_one(links, "select procrastinate.defer('noop', %s)", count)
         for link in links:
             await link.close()
@@ -115,6 +159,12 @@ class Core(System):
         seconds = time.monotonic() - begin
         await conn.close()
         return seconds
+
+
+def _one(conn: Connection, query: str, parameters: dict[str, Any] | None = None) -> Any:
+    row = conn.execute(query.encode(), parameters).fetchone()
+    assert row
+    return row[0]
 
 
 def system(name: str) -> System:

@@ -8,6 +8,7 @@ The floor: a queue of a few lines of PL/pgSQL, which promises next to nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ class Minq(System):
             await link.close()
         return seconds
 
-    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
+    async def ping(self, dsn: str, count: int, tally: Tally, others: Sequence[Tally] = ()) -> None:
         """Insert, which notifies."""
         conn = await connect(dsn)
         await conn.execute(FUNCTION)
@@ -117,7 +118,7 @@ class Minq(System):
         async def defer() -> None:
             await conn.execute(INSERT, (Jsonb({"t": time.monotonic()}),))
 
-        await pings(defer, count, tally)
+        await pings(defer, count, tally, *others)
         await conn.close()
 
     async def bulk(self, dsn: str, count: int, size: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +89,14 @@ class Pgqueuer(System):
             await queries.enqueue(["noop"] * size, [None] * size, [0] * size)
         return time.monotonic() - begin
 
-    async def ping(self, dsn: str, count: int, tally: Tally) -> None:
+    async def ping(self, dsn: str, count: int, tally: Tally, others: Sequence[Tally] = ()) -> None:
         """Enqueue now and then."""
         queries = await self._queries(dsn)
 
         async def defer() -> None:
             await queries.enqueue("noop", repr(time.monotonic()).encode())
 
-        await pings(defer, count, tally)
+        await pings(defer, count, tally, *others)
 
 
 def system(name: str) -> System:

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
-from benchmarks.systems import Connection, System
 from benchmarks.systems.api import Api
 from benchmarks.systems.core import Core
 
 if TYPE_CHECKING:
-    from benchmarks.load import Load
+    from benchmarks.load import Work
 
 
-class Pyprocrastinate(Api):
+class Pyprocrastinate(Api, Core):
     """Its worker; history kept, or `delete`: with delete_jobs="always"."""
 
     title = "pyprocrastinate"
-    variants = ("", "delete")
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.core = Core("core")
-
-    def fill(self, conn: Connection, load: Load) -> None:
-        """Do as for the bare loop."""
-        self.core.fill(conn, load)
-
-    def pending(self, conn: Connection) -> int:
-        """Do as for the bare loop."""
-        return self.core.pending(conn)
-
-    def size(self, conn: Connection) -> int:
-        """Do as for the bare loop."""
-        return self.core.size(conn)
-
-    def install(self, dsn: str) -> None:
-        """Migrate."""
-        self.core.install(dsn)
+    async def rest(self, work: Work) -> None:
+        """Run many workers, each with connections of its own, in one event loop."""
+        async with contextlib.AsyncExitStack() as stack:
+            apps = [self.app(work.dsn, work.tally, min_size=1, max_size=1)[0] for _ in range(work.workers)]
+            for app in apps:
+                await stack.enter_async_context(app.open_async())
+            workers = [asyncio.create_task(app.run_worker_async(install_signal_handlers=False)) for app in apps]
+            stop = asyncio.create_task(work.stop.wait())
+            await asyncio.wait({*workers, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
-def system(name: str) -> System:
+def system(name: str) -> Pyprocrastinate:
     """Return it."""
     return Pyprocrastinate(name)

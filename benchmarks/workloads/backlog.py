@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
-from benchmarks.workloads import Plan, Table, situations
+from benchmarks.workloads import Measured, Plan, Table, situations
 from benchmarks.workloads.situations import Situation
 
-SYSTEMS = ["core", "pyprocrastinate"]
-TEN_QUEUES = [f"q{n}" for n in range(10)]
+SYSTEMS = ["pyprocrastinate"]
+EMPTY = "nothing else there"
 
 
-def measure(harness: Harness, plan: Plan) -> list[Table]:
+def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure everything."""
-    million, n = plan.scaled(1_000_000), plan.scaled
-    empty = Drain(100, Load(n(100_000)))
+    million, jobs, seconds = plan.scaled(1_000_000), plan.scaled(100_000), plan.either(10.0, 3.0)
 
-    def beside(rest: Load, **options: object) -> Drain:
-        return Drain(100, Load(n(100_000)), before=(rest,), **options)  # type: ignore[arg-type]
+    def beside(rest: Load, queues: tuple[str, ...] | None = None, occupied: str | None = None) -> Drain:
+        return Drain(100, Load(jobs), (rest,), occupied, queues=queues, seconds=seconds)
 
-    blocked = Load(n(100_000), lock="'blocked'")
-    singly = Load(n(100_000), lock="'blocked'", singly=True)
-    return [
-        situations.measure(
-            harness,
-            plan,
-            "Backlog: a drain beside a million other jobs",
-            [
-                Situation("waiting, same queue", Drain(100, Load(million), seconds=8), empty),
-                Situation("waiting, another queue", beside(Load(million, queue="'other'"), queues=["default"]), empty),
-                Situation("scheduled a year ahead", beside(Load(million, scheduled=True)), empty),
-                Situation("finished", beside(Load(million, finished=True)), empty),
-                Situation("100,000 blocked, one batch", beside(blocked, occupied="blocked"), empty),
-                Situation("100,000 blocked, singly", beside(singly, occupied="blocked"), empty),
-                Situation(
-                    "in 10 queues", Drain(100, Load(n(100_000), queue="'q' || g % 10"), queues=TEN_QUEUES), empty
-                ),
-            ],
-            SYSTEMS,
-        )
+    rows = [
+        Situation(EMPTY, Drain(100, Load(jobs), seconds=seconds)),
+        Situation("1,000,000 waiting", beside(Load(million)), EMPTY),
+        Situation("1,000,000 scheduled a year ahead", beside(Load(million, scheduled=True)), EMPTY),
+        Situation("1,000,000 in another queue", beside(Load(million, queue="'other'"), ("default",)), EMPTY),
+        Situation("1,000,000 finished", beside(Load(million, finished=True)), EMPTY),
+        Situation("100,000 blocked behind a lock", beside(Load(jobs, lock="'l'"), occupied="l"), EMPTY),
+        Situation("the same, deferred singly", beside(Load(jobs, lock="'l'", singly=True), occupied="l"), EMPTY),
     ]
+    title = "Backlog: a drain at concurrency 100 beside many other jobs"
+    return [situations.measure(harness, plan, measured, title, rows, SYSTEMS)]

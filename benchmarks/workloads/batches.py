@@ -5,14 +5,13 @@ from __future__ import annotations
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread
+from benchmarks.workloads import COSTS, Measured, Plan, Table, costs, percent, spread
 
 FLOORS = {"core": "minq:archive", "core:delete": "minq:delete"}
 
 
-def measure(harness: Harness, plan: Plan) -> list[Table]:
+def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure everything."""
-    measured = Measured()
     for number in range(plan.rounds):
         for size, count in (1, 5_000), (10, 40_000), (100, 100_000):
             for name in (*FLOORS.values(), *FLOORS):
@@ -21,18 +20,7 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
     rows = []
     for key in measured.results:
         name, batch = key.split("/")
-        rows.append(
-            [
-                batch,
-                find(name).label,
-                spread(measured.rates(key)),
-                percent(measured.ratios(key, f"{FLOORS[name]}/{batch}")) if name in FLOORS else "-",
-                middle(measured.figures(key, "statements"), ".3f"),
-                middle(measured.figures(key, "wal")),
-                cpu(measured, key),
-                cpu(measured, key, "client_cpu"),
-            ]
-        )
-    columns = ["batch", "system", "jobs/s", "of the floor", "statements", "WAL bytes"]
-    columns += ["server CPU µs", "client CPU µs"]
-    return [Table("The schema in a bare loop, per job", columns, rows, measured.raw)]
+        of_floor = percent(measured.ratios(key, f"{FLOORS[name]}/{batch}")) if name in FLOORS else ""
+        rows.append([batch, find(name).label, spread(measured.rates(key)), of_floor, *costs(measured, key)])
+    columns = ["batch", "system", "jobs/s", "of the floor", *COSTS]
+    return [Table("The schema in a bare loop, per job", columns, rows)]

@@ -5,50 +5,37 @@ from __future__ import annotations
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread, times
+from benchmarks.workloads import COSTS, Measured, Plan, Table, costs, percent, spread, times
 
-OURS = ("pyprocrastinate", "pyprocrastinate:delete")
+OURS = "pyprocrastinate"
 FLOORS = {"pyprocrastinate": "minq:archive", "pyprocrastinate:delete": "minq:delete"}
+CONCURRENCIES = (1, 10, 100)
 
 
-def measure(harness: Harness, plan: Plan) -> list[Table]:
+def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure everything."""
-    systems = [*(find(name) for name in (*FLOORS.values(), *OURS)), *plan.peers]
-    measured = Measured()
+    systems = [*(find(name) for pair in FLOORS.items() for name in pair), *plan.peers]
     for number in range(plan.rounds):
-        for concurrency in 1, 10, 100:
+        for concurrency in CONCURRENCIES:
             for system in systems:
                 load = Load(plan.scaled(system.drained[concurrency]))
-                result = harness.drain(system, Drain(concurrency, load))
-                measured.add(f"{system.name}/{concurrency}", result)
+                drain = Drain(concurrency, load, seconds=plan.either(8.0, 2.0))
+                measured.add(f"{system.name}/{concurrency}", harness.drain(system, drain))
             plan.progress(f"drain: round {number + 1} of {plan.rounds}, concurrency {concurrency} done")
     rows = []
-    for concurrency in 1, 10, 100:
+    for concurrency in CONCURRENCIES:
         for system in systems:
             key = f"{system.name}/{concurrency}"
             floor = FLOORS.get(system.name)
-            beside_peers = [times(measured.ratios(key, f"{peer.name}/{concurrency}")) for peer in plan.peers]
             rows.append(
                 [
                     str(concurrency),
                     system.label,
                     spread(measured.rates(key)),
-                    *beside_peers,
-                    percent(measured.ratios(key, f"{floor}/{concurrency}")) if floor else "-",
-                    middle(measured.figures(key, "statements"), ".3f"),
-                    middle(measured.figures(key, "transactions"), ".3f"),
-                    middle(measured.figures(key, "wal")),
-                    cpu(measured, key),
-                    cpu(measured, key, "client_cpu"),
+                    times(measured.ratios(f"{OURS}/{concurrency}", key)) if system.name != OURS else "",
+                    percent(measured.ratios(key, f"{floor}/{concurrency}")) if floor else "",
+                    *costs(measured, key),
                 ]
             )
-    columns = ["concurrency", "system", "jobs/s", *(f"beside {p.label}" for p in plan.peers)]
-    columns += ["of the floor", "statements", "transactions", "WAL bytes"]
-    columns += ["server CPU µs", "client CPU µs"]
-    title = "Drain: one worker process, no-op async task; costs per job"
-    sentences = [
-        f"At concurrency 100, {OURS[0]} does {times(measured.ratios(f'{OURS[0]}/100', key))} the jobs of {peer.label}."
-        for peer in plan.peers
-        if (key := f"{peer.name}/100")
-    ]
-    return [Table(title, columns, rows, measured.raw, sentences)]
+    columns = ["concurrency", "system", "jobs/s", f"{OURS} is", "of the floor", *COSTS]
+    return [Table("Drain: one worker process, no-op task; costs per job", columns, rows)]

@@ -1,6 +1,4 @@
-"""
-What may slow a drain down: it is measured beside the same drain without it, right before, in the same round.
-"""
+"""What may slow a drain down: each is measured beside the same drain without it, in the same round."""
 
 from __future__ import annotations
 
@@ -8,44 +6,44 @@ from dataclasses import dataclass
 
 from benchmarks.harness import Drain, Harness
 from benchmarks.systems import find
-from benchmarks.workloads import Measured, Plan, Table, cpu, middle, percent, spread
+from benchmarks.workloads import Measured, Plan, Table, costs, percent, spread
+
+SHOWN = ["WAL bytes", "server CPU µs", "client CPU µs"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Situation:
-    """A drain, and the one that it is compared with."""
+    """A drain, and the one that it is compared with; the same drain is measured once a round."""
 
     title: str
     drain: Drain
-    beside: Drain
+    beside: str | None = None  # another's title
 
 
-def measure(harness: Harness, plan: Plan, title: str, situations: list[Situation], systems: list[str]) -> Table:
+def measure(
+    harness: Harness, plan: Plan, measured: Measured, title: str, situations: list[Situation], systems: list[str]
+) -> Table:
     """Measure all situations with all systems."""
-    measured = Measured()
     for number in range(plan.rounds):
         for situation in situations:
             for name in systems:
-                for key, drain in ("beside", situation.beside), ("drain", situation.drain):
-                    measured.add(f"{situation.title}/{name}/{key}", harness.drain(find(name), drain))
-            plan.progress(f"{title}: round {number + 1} of {plan.rounds}, {situation.title} done")
+                measured.add(f"{situation.title}/{name}", harness.drain(find(name), situation.drain))
+        plan.progress(f"{title}: round {number + 1} of {plan.rounds} done")
+    harness.forget()
     rows = []
     for situation in situations:
         for name in systems:
-            key, beside = (f"{situation.title}/{name}/{which}" for which in ("drain", "beside"))
+            key = f"{situation.title}/{name}"
             rows.append(
                 [
                     situation.title,
                     find(name).label,
                     spread(measured.rates(key)),
-                    spread(measured.rates(beside)),
-                    percent(measured.ratios(key, beside)),
+                    percent(measured.ratios(key, f"{situation.beside}/{name}")) if situation.beside else "",
+                    situation.beside or "",
                     percent(measured.quarters(key)),
-                    middle(measured.figures(key, "wal")),
-                    cpu(measured, key),
-                    cpu(measured, beside),
+                    *costs(measured, key, SHOWN),
                 ]
             )
-    columns = ["situation", "system", "jobs/s", "without it", "of that"]
-    columns += ["last quarter of first", "WAL bytes", "server CPU µs", "without it"]
-    return Table(title, columns, rows, measured.raw)
+    columns = ["situation", "system", "jobs/s", "of the speed", "of", "last quarter of first", *SHOWN]
+    return Table(title, columns, rows)

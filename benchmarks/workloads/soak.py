@@ -9,21 +9,21 @@ from benchmarks.systems import find
 from benchmarks.workloads import Measured, Plan, Table, spread
 
 SYSTEM = "pyprocrastinate"
+BEFORE, LAST, AFTER = "before the transaction", "its last tenth", "after it"
 
 
-def measure(harness: Harness, plan: Plan) -> list[Table]:
+def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure once, whatever the rounds: it is long enough."""
     seconds = 30.0 if plan.quick else 600.0
     soak = Soak(rate=2_000, seconds=seconds, hold=(seconds / 10, seconds * 9 / 10), every=seconds / 60)
     result = harness.soak(find(SYSTEM), soak)
-    measured = Measured()
     measured.add(SYSTEM, result)
     course = result.course
     parts = {
-        "before the transaction": [at for at in course if at["at"] < soak.hold[0]],
+        BEFORE: [at for at in course if at["at"] < soak.hold[0]],
         "its first tenth": [at for at in course if 0.1 * seconds <= at["at"] < 0.2 * seconds],
-        "its last tenth": [at for at in course if 0.8 * seconds <= at["at"] < 0.9 * seconds],
-        "after it": [at for at in course if at["at"] >= soak.hold[1]],
+        LAST: [at for at in course if 0.8 * seconds <= at["at"] < 0.9 * seconds],
+        AFTER: [at for at in course if at["at"] >= soak.hold[1]],
     }
 
     def cell(part: list[dict[str, float]], name: str, form: str = ",.1f") -> str:
@@ -43,15 +43,20 @@ def measure(harness: Harness, plan: Plan) -> list[Table]:
     columns = ["while", "jobs/s", "p50 ms", "p99 ms", "buffers a call", "MB of tables and indexes, but history"]
 
     def growth(name: str) -> float:
-        first, last = (median(at[name] for at in parts[part]) for part in ("before the transaction", "its last tenth"))
-        return last / first
+        return median(at[name] for at in parts[LAST]) / median(at[name] for at in parts[BEFORE])
 
+    result.figures |= {
+        "p99_growth": growth("p99"),
+        "buffers_growth": growth("buffers"),
+        "size_after": max(at["megabytes"] for at in parts[AFTER]) / parts[LAST][-1]["megabytes"],
+    }
+    grown = result.figures
     sentence = (
-        f"From before the transaction to its last tenth, latency p99 grows {growth('p99'):.2f}x and buffers a call "
-        f"{growth('buffers'):.2f}x. A vacuum later, tables and indexes but for history have "
-        f"{result.figures['megabytes_after']:.1f} MB."
+        f"From before the transaction to its last tenth, latency p99 grows {grown['p99_growth']:.2f}x and buffers a "
+        f"call {grown['buffers_growth']:.2f}x. A vacuum later, tables and indexes but for history have "
+        f"{grown['megabytes_after']:.1f} MB."
     )
     title = (
         f"Soak: {soak.rate:,} jobs/s for {seconds:.0f} s, a transaction open for {soak.hold[1] - soak.hold[0]:.0f} s"
     )
-    return [Table(title, columns, rows, measured.raw, [sentence])]
+    return [Table(title, columns, rows, [sentence])]

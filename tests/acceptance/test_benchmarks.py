@@ -1,25 +1,98 @@
-"""The benchmarks run, and leave no process behind however they end."""
+"""The benchmarks measure what is there, and leave no process behind however they end."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
+
+from benchmarks.harness import Drain, Harness, Result
+from benchmarks.load import Load
+from benchmarks.peers import Peers
+from benchmarks.systems import find
+from benchmarks.targets import Target, beside
+from benchmarks.workloads import Measured, times
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks", "--quick", "--peers", ""]
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc"),
-]
+in_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[Harness]:
+    with Harness({(): Path(sys.executable)}) as harness:
+        yield harness
+
+
+@pytest.mark.parametrize("name", ["pyprocrastinate", "core"])
+def test_a_drain_is_measured(harness: Harness, name: str) -> None:
+    result = harness.drain(find(name), Drain(10, Load(300)))
+    assert result.jobs == 300
+    assert result.rate > 0
+    assert 0 < result.figures["statements"] <= 2
+    assert 2 <= result.figures["dead"] < 2.1  # a claim, an end; and what the worker says of itself
+    assert result.figures["wal"] > 100
+
+
+def test_a_drain_beside_other_jobs_leaves_them(harness: Harness) -> None:
+    waiting = Load(200, queue="'other'")
+    drain = Drain(10, Load(100, lock="'lock ' || g % 3"), (waiting,), hold=True, queues=("default",))
+    assert harness.drain(find("pyprocrastinate"), drain).jobs == 100
+
+
+def test_what_is_not_true_of_a_run_is_told(conn: psycopg.Connection[Any]) -> None:
+    core = find("core")
+    worker = one(conn, "select procrastinate.register_worker_v1('w')")
+    jobs = [one(conn, "select procrastinate.defer('noop', lock => %s)", lock) for lock in (None, None, "l", "l")]
+    for number, job in enumerate(jobs):
+        token = one(conn, "select token from procrastinate.fetch_v1(%s)", worker)
+        conn.execute("select procrastinate.complete_v1(%s, %s)", [job, token])
+        assert core.complaints(conn, number + 1) == []
+    assert core.complaints(conn, 5) == ["not true: all that ran are listed"]
+    conn.execute("update procrastinate.done set started_at = started_at - interval '100 ms' where id = %s", [jobs[1]])
+    conn.execute("update procrastinate.done set finished_at = finished_at + interval '100 ms' where id = %s", [jobs[2]])
+    assert core.complaints(conn, 4) == [
+        "not true: jobs without a lock have started in order",
+        "not true: jobs of one lock have run one after the other, in order",
+    ]
+    assert find("core:delete").complaints(conn, 4) == ["not true: nothing is kept"]
+
+
+def test_a_target_is_met_or_not_or_was_not_measured() -> None:
+    measured = Measured()
+    for rate in 90, 100, 110:
+        measured.add("ours", Result(rate, 1.0))
+        measured.add("theirs", Result(50, 1.0))
+    row = Target("drain", "beside theirs", 2.0, beside("ours", "theirs"), times).row(measured)
+    assert row == ["beside theirs", "at least 2.00x", "2.00 [1.80 to 2.20]x", "yes"]
+    assert Target("drain", "", 2.1, beside("ours", "theirs")).row(measured)[-1] == "**no**"
+    assert Target("drain", "", 1.9, beside("ours", "theirs"), at_most=True).row(measured)[-1] == "**no**"
+    assert Target("drain", "", 2.0, beside("ours", "nobody's")).row(measured)[-2:] == ["-", "not measured"]
+
+
+def test_a_peer_that_cannot_be_installed_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    peers = Peers(["celery"])
+    assert peers.present == []
+    assert peers.missing == ["missing: Celery: redis-server is not installed"]
+
+
+def one(conn: psycopg.Connection[Any], query: LiteralString, *parameters: object) -> Any:
+    row = conn.execute(query, parameters).fetchone()
+    assert row
+    return row[0]
 
 
 @pytest.fixture
@@ -57,10 +130,12 @@ def still_there(pid: int, age: str) -> bool:
     return stat[0] != "Z" and stat[19] == age
 
 
+@pytest.mark.long
+@in_proc
 def test_each_workload_prints_a_table(tmp_path: Path, marked: dict[str, str]) -> None:
     file = tmp_path / "figures.json"
     done = subprocess.run(
-        [*COMMAND, "--only", "defer,bulk,latency", "--json", str(file)],
+        [*COMMAND, "--only", "defer,latency", "--json", str(file)],
         cwd=ROOT,
         env=marked,
         capture_output=True,
@@ -68,19 +143,22 @@ def test_each_workload_prints_a_table(tmp_path: Path, marked: dict[str, str]) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    tables = json.loads(file.read_text())["tables"]
+    figures = json.loads(file.read_text())
+    tables = [*figures["tables"]["defer"], *figures["tables"]["latency"], figures["targets"]]
     for table in tables:
         assert table["title"] in done.stdout
         for row in table["rows"]:
             assert len(row) == len(table["columns"])
-    assert len(tables) == 3
+    assert len(tables) == 4
     assert not processes(marked)
 
 
+@pytest.mark.long
+@in_proc
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_run_that_is_stopped(marked: dict[str, str], how: signal.Signals) -> None:
     with subprocess.Popen(
-        [*COMMAND, "--only", "bulk,drain"],
+        [*COMMAND, "--only", "latency,drain"],
         cwd=ROOT,
         env=marked,
         stdout=subprocess.DEVNULL,
@@ -88,7 +166,7 @@ def test_nothing_is_left_of_a_run_that_is_stopped(marked: dict[str, str], how: s
         text=True,
     ) as run:
         assert run.stderr
-        assert "bulk: round 1 of 1 done" in run.stderr.readline()
+        assert "latency: round 1 of 1 done" in run.stderr.readline()
         before = processes(marked)
         assert len(before) > 5  # the harness, its server with its processes, …
         run.send_signal(how)
