@@ -21,7 +21,7 @@ class Pyprocrastinate(Api, Core):
     async def rest(self, work: Work) -> None:
         """Run many workers, each with connections of its own, in one event loop."""
         async with contextlib.AsyncExitStack() as stack:
-            apps = [self.app(work.dsn, work.tally, min_size=1, max_size=1)[0] for _ in range(work.workers)]
+            apps = [self.app(work.dsn)[0] for _ in range(work.workers)]
             for app in apps:
                 await stack.enter_async_context(app.open_async())
             workers = [asyncio.create_task(app.run_worker_async(install_signal_handlers=False)) for app in apps]
