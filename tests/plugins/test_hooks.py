@@ -450,9 +450,16 @@ class Headers:
         self.told.append(None)
 
 
+class AsyncHeaders(Headers):
+    @hookimpl
+    async def wrap_defer(self, app, jobs, headers):
+        return Headers.wrap_defer(self, app, jobs, headers)
+
+
+@pytest.mark.parametrize("made", [Headers, AsyncHeaders])
 @pytest.mark.parametrize("how", ["defer", "defer_async", "batch_defer", "batch_defer_async"])
-async def test_hook_wrap_defer(open_app, how):
-    plugin = Headers()
+async def test_hook_wrap_defer(open_app, how, made):
+    plugin = made()
     app = await open_app(plugin, Headers("more"))
     deferrer = app.configure_task("t")
     kwargs = [{"a": 1}, {"a": 2}] if "batch" in how else [{"a": 1}]
@@ -598,7 +605,8 @@ async def test_the_first_decision_holds(open_app, drain, status):
 # Tasks and commands
 
 
-async def test_hook_register_tasks(open_app, drain, status):
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_hook_register_tasks(open_app, drain, status, is_async):
     blueprint = Blueprint()
     done = []
 
@@ -611,7 +619,14 @@ async def test_hook_register_tasks(open_app, drain, status):
         def register_tasks(self, app):
             return blueprint
 
-    app = await open_app(Janitor())
+    class AsyncJanitor:
+        __name__ = "Janitor"
+
+        @hookimpl
+        async def register_tasks(self, app):
+            return blueprint
+
+    app = await open_app(AsyncJanitor() if is_async else Janitor())
     app.perform_import_paths()
     job_id = await app.configure_task("Janitor:sweep", allow_unknown=False).defer_async()
     await drain(app)
@@ -637,8 +652,9 @@ def register_commands(cli):
 """
 
 
-def test_hook_register_commands(install, command):
-    install("greeter", COMMANDS)
+@pytest.mark.parametrize("kind", ["", "async "])
+def test_hook_register_commands(install, command, kind):
+    install("greeter", COMMANDS.replace("def register", f"{kind}def register"))
     assert command("greet").output == "hello\n"
     assert "Say hello." in command("--help").output
     assert "usurped" not in command("worker", "--help").output

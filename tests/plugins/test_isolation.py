@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 
 import pyprocrastinate_hooks
@@ -20,10 +21,12 @@ from pyprocrastinate_hooks import observers
 
 pytestmark = pytest.mark.usefixtures("short")
 
-HOOKS = sorted(name for name, spec in vars(hookspecs).items() if hasattr(spec, "pyprocrastinate_spec"))
-OBSERVERS = {"worker_started", "worker_stopping", "worker_stopped", "jobs_deferred", "job_started", "job_finished"}
+HOOKS = {name for name, spec in vars(hookspecs).items() if hasattr(spec, "pyprocrastinate_spec")}
+# Whose results count.
+ANSWERING = {"wrap_defer", "wrap_job", "decide_retry", "register_tasks"}
+RARE = {"job_abort_requested", "jobs_rescued", "schedules_fired"}
 # Those that every run of a job comes by.
-COMMON = sorted(OBSERVERS | {"wrap_defer", "wrap_job", "decide_retry", "register_tasks"})
+COMMON = HOOKS - RARE - {"register_commands"}
 
 
 def plugin(hook, function, name="bad"):
@@ -54,6 +57,9 @@ def misdeeds(hook, never):
         asyncio.current_task().cancel()
         await asyncio.sleep(0)
 
+    async def cancels_itself_last():
+        asyncio.current_task().cancel()
+
     async def hangs_awaiting():
         await asyncio.Event().wait()
 
@@ -74,12 +80,14 @@ def misdeeds(hook, never):
         "raises what is no Exception": raising(SelfMade()),
         "raises later": raises_later,
         "cancels itself": cancels_itself,
+        "cancels itself last": cancels_itself_last,
         "hangs": lambda: never.wait(),
+        "is slow": lambda: never.wait(0.3) and None,
         "hangs awaiting": hangs_awaiting,
         "cannot be cancelled": cannot_be_cancelled,
         "blocks a loop": blocks_a_loop,
     }
-    if hook not in OBSERVERS:
+    if hook in ANSWERING:
         found["returns junk"] = lambda: "junk"
     return found
 
@@ -93,7 +101,7 @@ def culprits(complaints, hook):
     return {name for name, where, _ in complaints() if where == hook}
 
 
-@pytest.mark.parametrize("hook", COMMON)
+@pytest.mark.parametrize("hook", sorted(COMMON))
 async def test_bad_plugins_hurt_nobody(open_app, drain, status, until, never, complaints, hook):
     calls, deeds = [], misdeeds(hook, never)
     bad = [plugin(hook, function, name) for name, function in deeds.items()]
@@ -112,6 +120,69 @@ async def test_bad_plugins_hurt_nobody(open_app, drain, status, until, never, co
     assert [status(job_id) for job_id in ids] == ["succeeded", "failed"]
     await until(lambda: culprits(complaints, hook) == deeds.keys())
     await until(lambda: calls and calls.count("first") == calls.count("last"))
+
+
+@pytest.mark.parametrize("hook", sorted(RARE))
+async def test_bad_plugins_hurt_nobody_when_something_rare_happens(
+    open_app, status, until, never, complaints, conn, hook
+):
+    calls, deeds = [], misdeeds(hook, never)
+    bad = [plugin(hook, function, name) for name, function in deeds.items()]
+    app = await open_app(good(hook, calls, "last"), *bad, good(hook, calls, "first"))
+
+    @app.task(name="ok")
+    async def ok():
+        pass
+
+    @app.task(name="long")
+    async def long():
+        await asyncio.sleep(3600)
+
+    lost = await ok.defer_async()
+    dead = "select procrastinate.register_worker_v1('dead', null, '{}', '[]', 1, '30 seconds', '{}')"
+    conn.execute(f"select procrastinate.fetch_v1(({dead}), 1)")
+    conn.execute("update procrastinate.worker set heartbeat_at = heartbeat_at - interval '1 day'")
+    conn.execute("select procrastinate.schedule('s', 'ok', '* * * * * *')")
+    conn.execute("update procrastinate.tick set next_at = now()")
+    endless = await long.defer_async()
+    worker = app.make_worker(concurrency=2, install_signal_handlers=False)
+    run = asyncio.create_task(worker.run())
+    await until(lambda: status(endless) == "doing")
+    await app.job_manager.cancel_job_by_id_async(endless, abort=True)
+    await until(lambda: (status(lost), status(endless)) == ("succeeded", "aborted"))
+    fired = "select from procrastinate.jobs where status = 'succeeded' and id <> %s"
+    await until(lambda: conn.execute(fired, [lost]).rowcount)
+    worker.stop()
+    await run
+    await until(lambda: culprits(complaints, hook) == deeds.keys())
+    await until(lambda: calls and calls.count("first") == calls.count("last"))
+
+
+DEEDS = {}
+COMMANDS = """
+from pyprocrastinate import hookimpl
+from tests.plugins.test_isolation import DEEDS
+register_commands = hookimpl(DEEDS["{name}"])
+"""
+
+
+def test_bad_plugins_hurt_no_command(install, command, never, complaints):
+    def junk(cli):
+        cli.commands["junk"] = "junk"
+
+    def greeter(cli):
+        cli.add_command(click.Command("greet", callback=lambda: click.echo("hello"), help="Say hello."))
+
+    hook = "register_commands"
+    bad = {name.replace(" ", "_"): function for name, function in misdeeds(hook, never).items()}
+    DEEDS.update(bad, puts_junk=junk, zealous=greeter)
+    for name in DEEDS:
+        install(name, COMMANDS.format(name=name))
+    assert command("greet").output == "hello\n"
+    assert culprits(complaints, hook) == bad.keys() | {"puts_junk"}
+    shown = command("--help").output
+    assert "Say hello." in shown
+    assert "healthchecks" in shown
 
 
 def entered(function):
@@ -176,7 +247,16 @@ async def test_a_bad_context_manager_hurts_nobody(open_app, drain, status, never
 
 
 @pytest.mark.parametrize(
-    "kind", ["raises", "exits", "cancels itself", "hangs awaiting", "cannot be cancelled", "blocks a loop"]
+    "kind",
+    [
+        "raises",
+        "exits",
+        "cancels itself",
+        "cancels itself last",
+        "hangs awaiting",
+        "cannot be cancelled",
+        "blocks a loop",
+    ],
 )
 @pytest.mark.parametrize("manager", [entered_async, left_async])
 async def test_a_bad_async_context_manager_hurts_nobody(open_app, drain, status, never, complaints, manager, kind):

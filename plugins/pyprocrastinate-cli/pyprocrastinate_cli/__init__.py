@@ -54,8 +54,12 @@ class Commands(click.Group):
         for each in implementations:
             own = click.Group()
             each.ask(PATIENCE, contextvars.copy_context(), functools.partial(each, cli=own))
-            for name, command in own.commands.items():
-                self.commands.setdefault(name, command)
+            # A copy, for a call that was abandoned goes on.
+            for name, command in list(own.commands.items()):
+                if isinstance(command, click.Command):
+                    self.commands.setdefault(name, command)
+                else:
+                    each.log(logging.ERROR, f"{name} is no command")
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

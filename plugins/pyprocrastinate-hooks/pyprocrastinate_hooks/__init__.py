@@ -47,6 +47,12 @@ async def _attempt_async(coroutine: Coroutine[Any, Any, Any]) -> Outcome:
         return None, error
 
 
+def _outcome(get: Callable[..., Outcome], *args: Any) -> Outcome:
+    """Return the outcome that a task has, or that it was cancelled: one that cancels itself in the end has none."""
+    outcome, error = attempt(get, *args)
+    return outcome or (None, error)
+
+
 def _in_thread(function: Callable[..., Any], *args: Any) -> Future[Outcome]:
     """Call it in a thread that, unlike an executor's, the end of the process does not wait for."""
     future: Future[Outcome] = Future()
@@ -105,7 +111,7 @@ class Implementation:
             return self.give_up(BUDGET)
         if (seconds := monotonic() - began) > BUDGET:
             self.log(logging.WARNING, f"took {seconds:.1f} s, or else a task has blocked the event loop")
-        return self.heed(future.result())
+        return self.heed(_outcome(future.result))
 
     def heed(self, outcome: Outcome) -> Any:
         """Return the result of a call."""
@@ -164,7 +170,7 @@ class Observers:
                 self._busy[call] = each, began
                 result, error = attempt(function)
                 if inspect.iscoroutine(result):
-                    result, error = runner.run(_attempt_async(result))
+                    result, error = _outcome(runner.run, _attempt_async(result))
                 if self._busy.pop(call, None) is None:
                     return
                 if (seconds := monotonic() - began) > PATIENCE:
