@@ -87,7 +87,7 @@ declare
 begin
   ids := '{}';
   scan_next := procrastinate._look_at_due(coalesce(scan_from, array_fill(0::bigint, '{11}')), v_ms, at);
-  v_rescan := scan_next[1] between 1 and v_ms;
+  v_rescan := scan_next[1] > 0 and scan_next[1] not between v_ms + 1 and v_ms + 900;
   if v_rescan then
     select r.scan, r.lanes into scan_next, v_lanes from procrastinate._rescan(scan_next, v_ms) as r;
   else
@@ -285,11 +285,11 @@ comment on function procrastinate._cut(bigint[], boolean[], int, int) is
 create or replace function procrastinate._look_at_due(scan_from bigint[], ms bigint, at timestamptz) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_full boolean := scan_from[3] <= ms;
+  v_full boolean := scan_from[3] not between ms + 1 and ms + 900;
   v_from timestamptz := '-infinity';
   v_count int;
 begin
-  if scan_from[2] > ms - 100 then
+  if scan_from[2] between ms - 99 and ms then
     return scan_from;
   end if;
   -- the head of the index is full of dead rows under a held horizon: mostly start where the last look ended
@@ -362,7 +362,7 @@ comment on function procrastinate._widen_lanes(bigint[], int[], int[], bigint[])
 -- A scan is an array: 1 the time of the next such scan, 0 while no lanes are in use; 2 and 3 the last look at due jobs and
 -- the next full one; 4 slow scans so far; 5 and 6 returned_seq at the last two; 7 the time of the next full one; 8 to 11 how
 -- long these parts are: transactions at work then, those at work at the scan before as well, the lanes of then and of
--- the scan before; then those parts; then the lanes. Times in ms.
+-- the scan before; then those parts; then the lanes. Times in ms; one too far ahead is from before the clock was put back.
 create or replace function procrastinate._part(scan bigint[], n int) returns bigint[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -390,7 +390,7 @@ declare
     select x from unnest(procrastinate._part(scan, 1)) as x where x = any (v_at_work));
   v_lanes bigint[] := procrastinate._lanes(scan);
   v_before bigint[] := procrastinate._part(scan, 3);
-  v_full boolean := scan[6] <> v_returned or scan[7] <= ms or not procrastinate._part(scan, 2) <@ v_at_work
+  v_full boolean := scan[6] <> v_returned or scan[7] not between ms + 1 and ms + 60000 or not procrastinate._part(scan, 2) <@ v_at_work
                     or cardinality(v_at_work) >= 100;
 begin
   lanes := case when v_full then '{}' else procrastinate._part(scan, 4) end;

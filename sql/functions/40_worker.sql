@@ -88,7 +88,7 @@ begin
   abort := array(
     select j.id from procrastinate.job as j
      where j.worker_id = heartbeat_v1.worker_id and j.abort_requested and j.state = 'x' order by j.id);
-  next_tick_at := (select least(t.next_at, procrastinate._next_schedule_at()) from procrastinate.tick as t);
+  next_tick_at := procrastinate._tick_due_at(at);
   return next;
 end $$;
 comment on function procrastinate.heartbeat_v1(bigint) is

@@ -12,14 +12,14 @@ declare
   v_next timestamptz;
 begin
   select t.* into v_tick from procrastinate.tick as t;
-  v_tick.next_at := least(v_tick.next_at, procrastinate._next_schedule_at());
+  v_tick.next_at := procrastinate._tick_due_at(v_now);
   -- one at a time, nobody waits: whoever comes second finds it done
   if v_tick.next_at <= v_now and pg_try_advisory_xact_lock(7043, 1) then
     v_done := procrastinate._part_of_tick('rescue', v_now);
     v_more := jsonb_array_length(v_done) >= 1000;
     v_failed := jsonb_path_exists(v_done, '$[*] ? (@.kind == "error")');
     v_done := v_done || procrastinate._part_of_tick('schedules', v_now);
-    if v_tick.purged_at is null or v_tick.purged_at <= v_now - interval '60 seconds' then
+    if v_tick.purged_at is null or v_tick.purged_at <= v_now - interval '60 seconds' or v_tick.purged_at > v_now then
       v_purged := procrastinate._part_of_tick('retention', v_now);
       v_done := v_done || v_purged;
       if jsonb_path_exists(v_purged, '$[*] ? (@.detail.jobs >= 10000)') then
@@ -74,6 +74,16 @@ comment on function procrastinate._next_tick_at(timestamptz) is
 'Tell when a worker may next be found dead; a minute from now at the latest. Schedules are asked each time: one that is just being '
 'made in an open transaction must not hold the row of procrastinate.tick.';
 
+create or replace function procrastinate._tick_due_at(at timestamptz) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  -- one further ahead than any is planned is from before the clock was put back
+  return (
+    select least(case when t.next_at <= at + interval '60 seconds' then t.next_at else at end, procrastinate._next_schedule_at())
+      from procrastinate.tick as t);
+end $$;
+comment on function procrastinate._tick_due_at(timestamptz) is 'Tell when tick_v1 is to be called next.';
+
 create or replace function procrastinate._tick_by(due timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -95,6 +105,10 @@ declare
   v_ended bigint[];
   j procrastinate.job;
 begin
+  -- a heartbeat of the future is one from before the clock was put back
+  update procrastinate.worker as w set heartbeat_at = at
+   where w.id = any (array(
+     select k.id from procrastinate.worker as k where k.heartbeat_at > at + interval '60 seconds' for update skip locked));
   v_dead := array(
     select w.id from procrastinate.worker as w
      where w.heartbeat_at <= at - w.stalled_after order by w.id for update skip locked);

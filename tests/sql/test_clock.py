@@ -93,3 +93,61 @@ def test_being_the_owner_is_a_matter_of_the_session_not_of_the_function(db, stra
 
 def test_anybody_may_tell_the_time(stranger):
     assert abs(stranger.now() - dt.datetime.now(dt.UTC)) < HOUR
+
+
+# ---- a clock that is put back, as by a failover to a server whose clock is behind
+
+
+HOUR_MS = 3_600_000
+
+
+def test_a_worker_finds_what_is_due_though_its_last_look_was_later(db, worker):
+    _, last = worker.work(capacity=1)
+    looked, next_full_look = last.scan_next[1:3]
+    scan = [last.scan_next[0], looked + HOUR_MS, next_full_look + HOUR_MS, *last.scan_next[3:]]
+    job_id = db.defer(schedule_in="1 hour")
+    db.advance("1 hour")
+    jobs, last = worker.work(capacity=1, scan_from=scan)
+    assert [job.id for job in jobs] == [job_id]
+    assert last.scan_next[2] < next_full_look + HOUR_MS, "and it looks on as often as before"
+
+
+@pytest.mark.parametrize(("next_scan", "next_full_scan"), [(HOUR_MS, HOUR_MS), (0, HOUR_MS)])
+def test_a_worker_looks_behind_its_lanes_though_it_did_so_later(db, worker, next_scan, next_full_scan):
+    job_id = db.defer()
+    ms = int(dt.datetime.now().timestamp() * 1000)
+    lane = [0, 0, job_id]
+    returned = [db.one("select case when is_called then last_value else 0 end from procrastinate.returned_seq")] * 2
+    jobs, last = worker.work(
+        capacity=1,
+        scan_from=[ms + next_scan, ms, ms + 900, 3, *returned, ms + next_full_scan, 0, 0, 0, 3, *lane, *lane],
+    )
+    assert [job.id for job in jobs] == [job_id]
+    assert last.scan_next[0] < ms + HOUR_MS / 2
+
+
+def test_who_dies_is_found_though_the_heartbeat_was_later(db):
+    db.advance("2 days")
+    db.tick()
+    db.defer()
+    worker = db.worker()
+    worker.take()
+    survivor = db.worker()
+    db.value("enable_test_clock", enabled=False)
+    assert survivor.heartbeat().next_tick_at <= db.now()
+    db.call("tick_v1")
+    db.advance("29 seconds")
+    survivor.heartbeat()
+    assert [row.kind for row in db.call("tick_v1")] == [None]
+    db.advance("1 second")
+    assert [row.kind for row in db.call("tick_v1")] == ["rescued", None]
+    assert not worker.heartbeat().registered
+
+
+def test_a_tick_comes_though_the_last_one_was_later(db, worker):
+    db.set("retention", {"cancelled": "0"})
+    db.advance("2 days")
+    db.tick()
+    db.value("enable_test_clock", enabled=False)
+    db.cancel(db.defer())
+    assert ("purged", None) in [(row.kind, row.job_id) for row in db.call("tick_v1")]

@@ -25,12 +25,12 @@ def tick_v1(tables: Tables) -> list[Row]:
     """Rescue, fire schedules, apply the retention; in a last row without kind, tell when to call it next."""
     now = tables.now()
     done: list[Row] = []
-    if _due(tables) <= now:
+    if tick_due_at(tables, now) <= now:
         done = _part(tables, "rescue", lambda: _rescue(tables, now))
         failed = any(row[0] == "error" for row in done)
         done += _part(tables, "schedules", lambda: fire_schedules(tables, now))
         purged_at = tables.tick.purged_at
-        if purged_at is None or purged_at <= now - _MINUTE:
+        if purged_at is None or not now - _MINUTE < purged_at <= now:
             done += _part(tables, "retention", lambda: retain(tables))
             purged_at = now
         deaths = [worker.heartbeat_at + worker.stalled_after for worker in tables.worker.values()]
@@ -38,7 +38,7 @@ def tick_v1(tables: Tables) -> list[Row]:
         if failed:
             next_at = now + timedelta(seconds=10)
         tables.tick = dataclasses.replace(tables.tick, next_at=next_at, purged_at=purged_at)
-    times = (max(_due(tables), now + _SOON), now)
+    times = (max(tick_due_at(tables, now), now + _SOON), now)
     return [*((*row, *times) for row in done), (None, None, None, *times)]
 
 
@@ -52,12 +52,18 @@ def _part(tables: Tables, part: str, body: Callable[[], list[Row]]) -> list[Row]
         return [("error", None, detail)]
 
 
-def _due(tables: Tables) -> datetime:
-    return min(time for time in (tables.tick.next_at, next_schedule_at(tables)) if time)
+def tick_due_at(tables: Tables, at: datetime) -> datetime:
+    """Tell when tick_v1 is to be called next."""
+    # One further ahead than any is planned is from before the clock was put back.
+    planned = tables.tick.next_at if tables.tick.next_at <= at + _MINUTE else at
+    return min(time for time in (planned, next_schedule_at(tables)) if time)
 
 
 def _rescue(tables: Tables, at: datetime) -> list[Row]:
     """Take the jobs of workers that gave no heartbeat for too long away from them, and forget those workers."""
+    for worker in tables.worker.values():
+        if worker.heartbeat_at > at + _MINUTE:  # from before the clock was put back
+            tables.change_worker(worker, heartbeat_at=at)
     alive = {worker.id: worker for worker in tables.worker.values() if worker.lives(at)}
     lost = [job for job in tables.job.values() if job.status == "doing" and job.worker_id not in alive]
     rescued = [_rescue_one(tables, job, at) for job in sorted(lost, key=lambda job: job.id)]

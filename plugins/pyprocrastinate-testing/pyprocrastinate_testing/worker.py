@@ -11,8 +11,9 @@ from pyprocrastinate_testing.functions import Id, Row, function
 from pyprocrastinate_testing.limits import check_job, check_name
 from pyprocrastinate_testing.outcomes import Decision, put_back
 from pyprocrastinate_testing.retry_policy import check_policy
-from pyprocrastinate_testing.schedule import declare_schedules, next_schedule_at
+from pyprocrastinate_testing.schedule import declare_schedules
 from pyprocrastinate_testing.tables import Tables, Task, Worker
+from pyprocrastinate_testing.tick import tick_due_at
 from pyprocrastinate_testing.values import Json, field_text, json_type, keys, refuse, to_int
 
 OLDEST, NEWEST = 1, 1
@@ -127,8 +128,7 @@ def heartbeat_v1(tables: Tables, worker_id: Id) -> list[Row]:
     if worker:
         tables.change_worker(worker, heartbeat_at=now)
     abort = sorted(job.id for job in tables.held(worker_id) if job.abort_requested)
-    times = [tables.tick.next_at, next_schedule_at(tables)]
-    return [(worker is not None, abort, min(time for time in times if time), now)]
+    return [(worker is not None, abort, tick_due_at(tables, now), now)]
 
 
 @function
