@@ -155,3 +155,25 @@ def test_more_than_a_batch_is_purged_at_once_all_the_same(db):
     db.set("retention", {"succeeded": 60})
     ticks = [db.call("tick_v1") for _ in range(4)]
     assert [sum(row.detail["jobs"] for row in rows[:-1]) for rows in ticks] == [10_000, 10_000, 1, 0]
+
+
+# ---- in a database that is published
+
+
+@pytest.fixture
+def published(db):
+    """Publish all tables, so that a row can only be changed where a subscriber could find it."""
+    db.conn.execute("set client_min_messages = error; create publication everything for all tables")
+    yield
+    db.conn.execute("drop publication everything; reset client_min_messages")
+
+
+@pytest.mark.usefixtures("published")
+def test_what_has_ended_is_retried_and_purged_where_all_tables_are_published(db, ended):
+    assert db.retry(ended["failed"])
+    assert db.status(ended["failed"]) == "todo"
+    assert purge(db, "0", KINDS) == 3
+    db.set("retention", {"cancelled": "1 hour"})
+    db.cancel(ended["failed"])
+    db.advance("2 hours")
+    assert ("purged", None) in db.tick()

@@ -24,7 +24,7 @@ select 'schema ' || concat_ws(' ', nspname, nspacl, obj_description(oid, 'pg_nam
   from pg_namespace where nspname = 'procrastinate'
 union all
 select 'relation ' || concat_ws(
-    ' ', relname, relkind, relpersistence, relrowsecurity, reloptions, relacl, obj_description(oid))
+    ' ', relname, relkind, relpersistence, relrowsecurity, relreplident, reloptions, relacl, obj_description(oid))
   from relation
 union all
 select 'column ' || concat_ws(
