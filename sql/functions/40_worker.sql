@@ -21,16 +21,21 @@ begin
           register_worker_v1.protocol, register_worker_v1.stalled_after, coalesce(register_worker_v1.info, '{}'), v_now, v_now)
   returning worker.id into v_id;
   insert into procrastinate.task as t (name, source, queue, priority, lock, queueing_lock, retry, updated_at)
-  select k.key, 'worker', k.value ->> 'queue', (k.value ->> 'priority')::int, k.value ->> 'lock',
-         k.value ->> 'queueing_lock', nullif(k.value -> 'retry', 'null'), v_now
+  select k.key, 'worker', d.*, v_now
     from jsonb_each(register_worker_v1.tasks) as k
+   cross join lateral (
+      select k.value ->> 'queue', (k.value ->> 'priority')::int, k.value ->> 'lock', k.value ->> 'queueing_lock',
+             nullif(k.value -> 'retry', 'null')) as d (queue, priority, lock, queueing_lock, retry)
+   -- what stays as it is, is not touched: somebody may be setting it in a transaction that stays open
+   where not exists (
+     select from procrastinate.task as o
+      where o.name = k.key
+        and (o.source = 'sql' or (o.queue, o.priority, o.lock, o.queueing_lock, o.retry) is not distinct from d))
    order by k.key
   on conflict (name) do update
     set queue = excluded.queue, priority = excluded.priority, lock = excluded.lock, queueing_lock = excluded.queueing_lock,
         retry = excluded.retry, updated_at = excluded.updated_at
-    where t.source = 'worker'
-      and (t.queue, t.priority, t.lock, t.queueing_lock, t.retry)
-          is distinct from (excluded.queue, excluded.priority, excluded.lock, excluded.queueing_lock, excluded.retry);
+    where t.source = 'worker';
   if register_worker_v1.schedules is distinct from '[]' then
     perform procrastinate._declare_schedules(v_id, register_worker_v1.schedules);
   end if;

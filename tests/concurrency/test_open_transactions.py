@@ -242,6 +242,20 @@ def test_two_workers_register_the_same_tasks(session: Sessions) -> None:
     assert a.run("select name, queue from procrastinate.tasks order by name") == [("x", "b"), ("y", "b")]
 
 
+def test_a_worker_of_known_tasks_starts_while_somebody_sets_their_defaults(session: Sessions) -> None:
+    a, b = session(), session()
+    call = "select procrastinate.register_worker_v1('w', tasks => %s)"
+    tasks = '{"x": {"queue": "worker"}, "y": {}}'
+    first = a.one(call, tasks)
+    a.run("select procrastinate.register_task('y', queue => 'sql')")
+    a.run("begin")
+    a.run("select procrastinate.register_task('x', queue => 'sql')")
+    a.run("select procrastinate.register_task('y', queue => 'other')")
+    assert b.one(call, tasks) > first
+    a.run("commit")
+    assert b.run("select name, queue from procrastinate.tasks order by name") == [("x", "sql"), ("y", "other")]
+
+
 def test_a_retry_puts_back_what_its_rollback_takes(session: Sessions, register: Register, defer: Defer) -> None:
     a, b = session(), session()
     worker = register()
