@@ -14,7 +14,7 @@ begin
   select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
   select f.ids into v_ids
     from procrastinate._fetching(worker_id) as w
-   cross join lateral procrastinate._fetch(w.queues, greatest(capacity, 0), 0, null, null, null, null, v_now) as f;
+   cross join lateral procrastinate._fetch(w.queues, least(greatest(capacity, 0), 1000000), 0, null, null, null, null, v_now) as f;
   return query select c.* from procrastinate._claim(fetch_v1.worker_id, v_ids, v_now) as c;
   if 'started' = any (v_hooks) then
     perform procrastinate._call_hooks('started', v_ids);
@@ -87,7 +87,7 @@ declare
 begin
   ids := '{}';
   scan_next := procrastinate._look_at_due(coalesce(scan_from, array_fill(0::bigint, '{11}')), v_ms, at);
-  v_rescan := scan_next[1] > 0 and scan_next[1] not between v_ms + 1 and v_ms + 900;
+  v_rescan := scan_next[1] > 0 and scan_next[1] not between v_ms + 1 and v_ms + 60000;
   if v_rescan then
     select r.scan, r.lanes into scan_next, v_lanes from procrastinate._rescan(scan_next, v_ms) as r;
   else

@@ -18,8 +18,8 @@ declare
   v_lost bigint[];
   f record;
 begin
-  capacity := greatest(capacity, 0);
-  extra := greatest(extra, 0);
+  capacity := least(greatest(capacity, 0), 1000000);
+  extra := least(greatest(extra, 0), 1000000);
   select * into v_worker from procrastinate._fetching(worker_id);
   if outcomes <> '[]' then
     select s.outcomes, s.verdicts into outcomes, verdicts from procrastinate._sift(succeeded, tokens, outcomes) as s;

@@ -12,6 +12,7 @@ begin
   select c.* into v_config from procrastinate.config as c;
   perform procrastinate._check_protocol(register_worker_v1.protocol);
   perform procrastinate._check_worker(register_worker_v1.name, register_worker_v1.queues, register_worker_v1.tasks);
+  register_worker_v1.schedules := coalesce(register_worker_v1.schedules, '[]');
   register_worker_v1.stalled_after := coalesce(register_worker_v1.stalled_after, v_config.stalled_after);
   if register_worker_v1.stalled_after not between interval '1 second' and interval '10 years' then
     raise exception 'stalled_after is out of range' using errcode = '22023', hint = 'Give it 1 second to 10 years.';
@@ -36,7 +37,7 @@ begin
     set queue = excluded.queue, priority = excluded.priority, lock = excluded.lock, queueing_lock = excluded.queueing_lock,
         retry = excluded.retry, updated_at = excluded.updated_at
     where t.source = 'worker';
-  if register_worker_v1.schedules is distinct from '[]' then
+  if register_worker_v1.schedules <> '[]' then
     perform procrastinate._declare_schedules(v_id, register_worker_v1.schedules);
   end if;
   perform procrastinate._tick_by(v_now + register_worker_v1.stalled_after);

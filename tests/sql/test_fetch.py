@@ -35,6 +35,19 @@ def test_no_capacity_is_not_all_capacity(db, worker, capacity):
     assert worker.fetch(capacity) == []
 
 
+def test_all_that_an_integer_can_hold_is_not_too_much(db, worker):
+    jobs = [db.defer(), db.defer(), db.defer(lock="L")]
+    assert worker.ids(2**31 - 1) == jobs
+    jobs = [db.defer(), db.defer()]
+    fetched, _ = worker.work(capacity=2**31 - 1, extra=2**31 - 1)
+    assert [job.id for job in fetched] == jobs
+
+
+def test_a_worker_that_says_nothing_of_schedules_declares_none(db):
+    worker = db.worker(schedules=None)
+    assert worker.heartbeat().registered
+
+
 def test_a_fetched_job_is_told_in_full(db, worker):
     job_id = db.defer(
         "send",

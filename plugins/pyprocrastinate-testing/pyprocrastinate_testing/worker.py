@@ -40,6 +40,7 @@ def register_worker_v1(
     now = tables.now()
     _check_protocol(protocol)
     _check_worker(name, queues, tasks)
+    schedules = [] if schedules is None else schedules
     stalled_after = tables.config.stalled_after if stalled_after is None else stalled_after
     if not timedelta(seconds=1) <= stalled_after <= timedelta(days=3652.5):
         refuse("22023", "stalled_after is out of range", hint="Give it 1 second to 10 years.")
