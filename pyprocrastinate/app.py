@@ -73,6 +73,8 @@ class App(Blueprint):
     def from_path(cls, dotted_path: str) -> App:
         """Return the app at a path like `package.module.app`; raises LoadFromPathError."""
         module, _, name = dotted_path.rpartition(".")
+        if not module:
+            raise exceptions.LoadFromPathError(f"{dotted_path} cannot be loaded: write MODULE.NAME, as in shop.app")
         try:
             app = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:

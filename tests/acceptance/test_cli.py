@@ -249,7 +249,7 @@ def test_a_missing_app(run: Run) -> None:
         ("nowhere.app", "No module named 'nowhere'"),
         ("myapp.nothing", "nothing"),
         ("myapp.not_an_app", "not an app"),
-        ("nodots", "nodots"),
+        ("nodots", "nodots cannot be loaded: write MODULE.NAME, as in shop.app"),
     ],
 )
 def test_an_app_that_cannot_be_loaded(run: Run, path: str, says: str) -> None:
