@@ -190,14 +190,14 @@ class Shift:
         """Tell what ended and fetch what fits."""
         batch = self._outbox.take()
         self._drained = False
-        worker_id, capacity = self.worker_id, max(0, self._execution.free)
+        worker_id, (capacity, extra) = self.worker_id, self._room()
         outcomes = self._outbox.describer.gather(batch)
         try:
             if self._stopping or worker_id is None:
                 verdicts = await self._link.call(operations.finish(worker_id or 0, outcomes))
                 claims: Sequence[operations.Row] = ()
             else:
-                call = operations.work(worker_id, outcomes, capacity=capacity, extra=self._ahead(), scan=self._scan)
+                call = operations.work(worker_id, outcomes, capacity=capacity, extra=extra, scan=self._scan)
                 work = await self._link.call(call)
                 claims, verdicts, self._scan = work.claims, work.verdicts, work.scan_next
         except Unreachable:
@@ -225,14 +225,18 @@ class Shift:
         else:
             self._fail(error)
 
-    def _ahead(self) -> int:
-        """Return how many jobs to fetch beyond free slots."""
-        duration = self._execution.duration
+    def _room(self) -> tuple[int, int]:
+        """Return how many jobs to fetch for free slots, and how many beyond them."""
+        free, duration = max(0, self._execution.free), self._execution.duration
         # Where jobs have locks, a fetch ahead would hold many that it may not take.
         if not self.worker.prefetch or self._locked or duration is None or duration >= self._link.round_trip:
-            return 0
+            return free, 0
         by_the_clock = _AHEAD_SECONDS * self.worker.concurrency / max(duration, 1e-6)
-        return max(0, int(min(_AHEAD_JOBS, by_the_clock)) - len(self._execution.waiting))
+        ahead = int(min(_AHEAD_JOBS, by_the_clock))
+        # One half runs while the database is told of the other; unequal halves would wait for each other for ever.
+        half = (self.worker.concurrency + ahead + 1) // 2
+        capacity = min(free, half)
+        return capacity, min(max(0, ahead - len(self._execution.waiting)), half - capacity)
 
     def _accept(self, worker_id: int, claims: Iterable[operations.Row]) -> None:
         now, tasks = monotonic(), self.worker.app.tasks

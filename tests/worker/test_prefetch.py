@@ -48,6 +48,17 @@ async def test_short_tasks_are_fetched_ahead(app: App, calls: Calls) -> None:
     assert len(calls.work) < 50
 
 
+async def test_one_half_runs_while_the_database_is_told_of_the_other(app: App, calls: Calls) -> None:
+    @app.task
+    async def short() -> None: ...
+
+    await short.batch_defer_async(*({} for _ in range(3000)))
+    await drain(app, concurrency=100)
+    fetched = [len(answer.claims) for _, answer in calls.work]
+    assert max(fetched) == 250  # of 100 that run and 400 that were fetched ahead
+    assert fetched.count(250) >= 8
+
+
 async def test_only_if_the_worker_is_told_so(app: App, calls: Calls) -> None:
     @app.task
     async def short() -> None: ...
