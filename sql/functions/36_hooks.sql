@@ -99,7 +99,8 @@ begin
     begin
       perform procrastinate._run_hook(v_function, job_ids);
       perform procrastinate._hook_ran(_call_hooks.event, v_function, null);
-    exception when others then
+    -- others are not all: these two are when a statement_timeout ends a hook that would not end, and when it asserts
+    exception when others or query_canceled or assert_failure then
       perform procrastinate._hook_ran(_call_hooks.event, v_function, sqlstate || ' ' || sqlerrm);
     end;
   end loop;
@@ -119,6 +120,10 @@ comment on function procrastinate._ended(bigint[]) is 'Call the hooks, if there 
 create or replace function procrastinate._run_hook(function text, job_ids bigint[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
   set enable_seqscan = on set enable_bitmapscan = on set plan_cache_mode = auto as $$
+declare
+  v_began timestamptz := procrastinate.now_();
+  v_session text := procrastinate._session();
+  v_took interval;
 begin
   -- asked again each time: it may be gone, and a function of somebody else stand in its place
   if not procrastinate._is_owners(to_regprocedure(function)) then
@@ -127,9 +132,24 @@ begin
   perform set_config('procrastinate.in_hook', 'on', true);
   execute format('select %s($1)', left(function, -length('(bigint[])'))) using job_ids;
   perform set_config('procrastinate.in_hook', '', true);
+  if procrastinate._session() <> v_session then
+    raise exception 'the hook has changed settings of the session' using errcode = '0A000';
+  end if;
+  v_took := procrastinate.now_() - v_began;
+  if v_took > interval '5 seconds' then
+    raise exception 'the hook took %', v_took using errcode = 'query_canceled';
+  end if;
 end $$;
 comment on function procrastinate._run_hook(text, bigint[]) is
-'Call a hook with the settings of a user''s query, none of which the hot path has; for a lock it waits 100 ms.';
+'Call a hook with the settings of a user''s query, none of which the hot path has; for a lock it waits 100 ms. Raises what it raises, '
+'and where it took longer than 5 seconds, or would leave the session other than it was.';
+
+create or replace function procrastinate._session() returns text language sql stable begin atomic
+  select concat_ws(' ', current_setting('search_path'), current_setting('statement_timeout'), current_setting('lock_timeout'),
+                   current_setting('transaction_read_only'));
+end;
+comment on function procrastinate._session() is
+'Write the settings that, changed by a hook, would have later statements fail. Not pinned, for search_path is one of them.';
 
 create or replace function procrastinate._hook_ran(event text, function text, error text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -324,6 +324,90 @@ def test_a_hook_that_fails_hurts_nobody(db, worker, clean, event):
     assert db.rows("select * from metrics.seen") == []
 
 
+@pytest.mark.parametrize("event", ["deferred", "started", "finished"])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("assert false, 'no';", "P0004 no"),
+        ("raise query_canceled using message = 'no';", "57014 no"),
+        ("raise serialization_failure;", "40001 "),
+        ("commit;", "2D000 "),
+        ("perform metrics.broken(job_ids);", "54001 "),
+        ("execute 'drop table metrics.seen'; perform from metrics.seen;", "42P01 "),
+        ("drop function metrics.broken(bigint[]); perform metrics.broken(job_ids);", "42883 "),
+        ("set role pg_monitor;", "42501 "),
+    ],
+)
+def test_nothing_that_a_hook_raises_fails_a_call(db, worker, clean, event, body, error):
+    broken(db, event, body)
+    job_id = db.defer()
+    worker.finish(worker.take())
+    assert db.status(job_id) == "succeeded"
+    assert hook(db).last_error.startswith(error)
+    assert hook(db).failures == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "set search_path = metrics;",
+        "set local search_path = metrics;",
+        "set statement_timeout = '1ms';",
+        "set local statement_timeout = '1ms';",
+        "set lock_timeout = '1ms';",
+        "set transaction_read_only = on;",
+    ],
+)
+def test_a_hook_that_changes_the_session_has_failed(db, clean, session, body):
+    broken(db, body=body)
+    other = session(autocommit=False)
+    settings = "select name, setting from pg_settings order by name"
+    other.conn.execute("do 'begin end'")  # loads PL/pgSQL, which has settings, too
+    before = other.rows(settings)
+    other.defer()
+    assert other.rows(settings) == before
+    other.conn.commit()
+    assert other.rows(settings) == before
+    assert re.match("0A000 .*settings", hook(db).last_error)
+
+
+def test_settings_of_a_hooks_own_are_no_failure(db, clean):
+    db.conn.execute("""
+        create function metrics.own(job_ids bigint[]) returns void language sql
+        set search_path = metrics set lock_timeout = '1ms' set statement_timeout = '1s'
+        as 'insert into seen (ids) values (job_ids)'""")
+    db.value("register_sql_hook", event="deferred", function="metrics.own(bigint[])")
+    job_id = db.defer()
+    assert db.one("select ids from metrics.seen") == [job_id]
+    assert hook(db).failures == 0
+
+
+def test_a_hook_that_takes_long_has_failed(db, clean):
+    db.value("enable_test_clock")
+    broken(db, body="perform procrastinate.advance('6 s');")
+    for n in range(1, 7):
+        db.defer()
+        assert (hook(db).failures, hook(db).disabled) == (min(n, 5), n >= 5)
+    assert hook(db).last_error.startswith("57014 the hook took 00:00:06")
+    assert db.rows("select * from metrics.seen") == []
+
+
+def test_a_statement_timeout_ends_a_hook_and_not_the_call(db, clean, session):
+    broken(db, body="perform pg_sleep(3600);")
+    other = session()
+    other.conn.execute("set statement_timeout = '300ms'")
+    job_id = other.defer()
+    assert db.status(job_id) == "todo"
+    assert hook(db).last_error.startswith("57014 canceling statement")
+
+
+def test_a_hook_that_is_gone_has_failed(db, seen):
+    db.conn.execute("drop function metrics.deferred")
+    db.defer()
+    (row,) = db.rows("select * from procrastinate.sql_hooks where event = 'deferred'")
+    assert (row.failures, row.last_error) == (1, "42883 the function is gone, or belongs to another role")
+
+
 def test_a_hook_that_fails_does_not_stop_the_others(db, seen):
     broken(db)
     job_id = db.defer()
