@@ -121,7 +121,7 @@ def main(folder: str | None = None, dsn: str | None = None) -> int:
 def psql_command(dsn: str | None) -> str:
     """Return the command that opens psql where the demo was; a password is left for psql to ask."""
     if dsn and not dsn.startswith(embedded.PREFIX):
-        address = {k: v for k, v in conninfo_to_dict(dsn).items() if k != "password"}
+        address = {k: v for k, v in conninfo_to_dict(dsn).items() if not k.endswith("password")}
         return shlex.join(["psql", make_conninfo("", **address)])
     program = shutil.which("pyprocrastinate", path=Path(sys.executable).parent)
     argv = [program] if program else [sys.executable, "-m", "pyprocrastinate"]

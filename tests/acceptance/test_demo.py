@@ -224,6 +224,7 @@ def test_a_terminal_gets_a_progress_bar(files, dsn, monkeypatch, capsys):
     [
         ("dbname=d host=h password=s3cr3t", "psql 'dbname=d host=h'"),
         ("postgresql://u:s3cr3t@h/d", "psql 'user=u dbname=d host=h'"),
+        ("dbname=d host=h sslpassword=s3cr3t", "psql 'dbname=d host=h'"),
     ],
 )
 def test_the_command_for_psql_holds_no_password(dsn, command):
