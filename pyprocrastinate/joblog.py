@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _RESULT_LENGTH = 250
 _TICKS = {
-    "rescued": (logging.WARNING, "job_rescued"),
-    "failed": (logging.ERROR, "job_lost"),
-    "scheduled": (logging.INFO, "periodic_task_deferred"),
-    "skipped": (logging.DEBUG, "skip_periodic_task_queueing_lock"),
-    "purged": (logging.INFO, "jobs_purged"),
-    "error": (logging.ERROR, "deferrer_error"),
+    "rescued": (logging.WARNING, "job_rescued", "Job {task}[{id}] lost its worker, and will run again"),
+    "failed": (logging.ERROR, "job_lost", "Job {task}[{id}] lost its worker, and has failed"),
+    "scheduled": (logging.INFO, "periodic_task_deferred", "Schedule {schedule} deferred job {id} for {tick}"),
+    "skipped": (logging.DEBUG, "skip_periodic_task_queueing_lock", "Schedule {schedule} skipped {tick}: {reason}"),
+    "purged": (logging.INFO, "jobs_purged", "Purged {jobs} jobs that were {status}"),
+    "error": (logging.ERROR, "deferrer_error", "A tick could not do all: {detail}"),
 }
 
 
@@ -89,8 +89,9 @@ class JobLog:
     def ticked(self, events: Sequence[operations.Row]) -> None:
         """The clock's work was done: jobs rescued, schedules fired, history purged."""
         for kind, job_id, detail in events:
-            level, action = _TICKS.get(kind, (logging.INFO, kind))
-            self.logger.log(level, "%s: job %s, %s", action, job_id, detail, extra={"action": action, "job_id": job_id})
+            level, action, text = _TICKS.get(kind, (logging.INFO, kind, "Tick: {detail}"))
+            told = text.format(id=job_id, detail=detail, **detail)
+            self.logger.log(level, "%s", told, extra={"action": action, "job_id": job_id})
         statuses = {"rescued": "todo", "failed": "failed"}
         rescued = [
             RescuedJob(job_id, detail["task"], detail["queue"], detail["worker_id"], statuses[kind])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from pyprocrastinate import App, PsycopgConnector
+from pyprocrastinate.joblog import JobLog
 
 
 @pytest.fixture(params=[True, False], ids=["with args", "without args"])
@@ -63,3 +65,47 @@ async def test_records_tell_about_job_and_worker(logging_app: App, caplog: pytes
     assert (extra["worker"]["name"], extra["worker"]["queues"]) == ("bob", ["q"])
     assert extra["worker"]["job_id"] == job_id
     assert extra["end_timestamp"] - extra["start_timestamp"] == pytest.approx(extra["duration"], abs=1e-5)
+
+
+def test_what_the_clock_brought_is_told_in_sentences(
+    dsn: str, conn: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="pyprocrastinate")
+    log = JobLog(App(connector=PsycopgConnector(conninfo=dsn)).make_worker(name="bob"))
+
+    def told() -> list[tuple[str, str, str]]:
+        caplog.clear()
+        conn.execute("update procrastinate.tick set next_at = '2000-01-01', purged_at = null")
+        query = "select kind, job_id, detail from procrastinate.tick_v1() where kind is not null"
+        log.ticked(conn.execute(query).fetchall())
+        return [(record.levelname, vars(record)["action"], record.getMessage()) for record in caplog.records]
+
+    conn.execute("""
+        select procrastinate.enable_test_clock(), procrastinate.register_worker_v1('gone'),
+          procrastinate.defer('again'),
+          procrastinate.defer('never', retry => '{"rescues": 0}'), procrastinate.cancel(procrastinate.defer('old')),
+          procrastinate.set_setting('retention', '{"cancelled": "1 hour"}'),
+          procrastinate.schedule('fires', 't', '0 0 * * *'),
+          procrastinate.schedule('waits', 't', '0 0 * * *', queueing_lock => 'q'),
+          procrastinate.defer('t', queueing_lock => 'q', schedule_in => '1 year')
+        """)
+    conn.execute("select procrastinate.fetch_v1(max(id), 2) from procrastinate.workers")
+    conn.execute(
+        "select procrastinate.advance(date_trunc('day', now(), 'UTC') + '1 day 1 minute' - procrastinate.now_())"
+    )
+    tick = (
+        "select to_char(next_tick at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS+00:00') from procrastinate.schedules"
+    )
+    (midnight,) = conn.execute(tick).fetchone() or ("",)
+    assert told() == [
+        ("WARNING", "job_rescued", "Job again[1] lost its worker, and will run again"),
+        ("ERROR", "job_lost", "Job never[2] lost its worker, and has failed"),
+        ("INFO", "periodic_task_deferred", f"Schedule fires deferred job 5 for {midnight}"),
+        ("DEBUG", "skip_periodic_task_queueing_lock", f"Schedule waits skipped {midnight}: queueing lock"),
+        ("INFO", "jobs_purged", "Purged 1 jobs that were cancelled"),
+    ]
+    conn.execute("""update procrastinate.config set retention = '{"failed": "x"}'""")
+    ((level, action, text),) = told()
+    assert (level, action) == ("ERROR", "deferrer_error")
+    assert text.startswith("A tick could not do all: {")
+    assert "invalid input syntax for type interval" in text
