@@ -144,105 +144,143 @@ create or replace function procrastinate._candidates(
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-  v_sources int := coalesce(cardinality(queues), 0);
-  v_lo_rank int;
-  v_lo_id bigint;
+  v_lo_rank int := after_rank;
+  v_lo_id bigint := after_id;
   v_hi_rank int;
   v_hi_id bigint;
-  v_lane int;
-  v_need int;
+  v_lane int := 1;
+  v_need int := size;
   r record;
 begin
   if queues = '{}' then
     return;
+  elsif cardinality(queues) > 1 then
+    select k.* into id, rank, lock, solo, q, scanned, to_rank, to_id
+      from procrastinate._candidates_of_several(queues, lanes, after_rank, after_id, size) as k;
+    return;
   end if;
-  for v_q in least(v_sources, 1) .. v_sources loop
-    v_lo_rank := after_rank;
-    v_lo_id := after_id;
-    v_need := size;
-    v_lane := 1;
-    loop
-      -- skip the lanes of queues before this one; a lane ends one range and starts the next
-      while lanes[v_lane] < v_q loop
-        v_lane := v_lane + 3;
-      end loop;
-      if lanes[v_lane] = v_q then
-        v_hi_rank := lanes[v_lane + 1];
-        v_hi_id := 0;
-      else
-        v_hi_rank := 2147483647;
-        v_hi_id := 9223372036854775807;
-      end if;
-      if v_sources = 0 then
-        select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
-          from (
-            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
-              from procrastinate.job as j
-             where j.state = 'r' and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
-             order by j.rank, j.id limit v_need for update skip locked) as s;
-      -- Written so that only the index that begins with the queue gives the order: with "queue =", the planner may
-      -- read all queues' jobs in theirs, and drop the others.
-      elsif v_sources = 1 then
-        select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
-          from (
-            select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
-              from procrastinate.job as j
-             where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[1], v_lo_rank, v_lo_id)
-               and (j.queue, j.rank, j.id) < (queues[1], v_hi_rank, v_hi_id)
-             order by j.queue, j.rank, j.id limit v_need for update skip locked) as s;
-      else
-        -- of several queues most rows are not among the best: they are held only once that is known
-        select array_agg(s.id) as id, array_agg(s.rank) as rank, null::text[] as lock, null::boolean[] as solo into r
-          from (
-            select j.id, j.rank
-              from procrastinate.job as j
-             where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[v_q], v_lo_rank, v_lo_id)
-               and (j.queue, j.rank, j.id) < (queues[v_q], v_hi_rank, v_hi_id)
-             order by j.queue, j.rank, j.id limit v_need) as s;
-      end if;
-      if r.id is not null then
-        id := id || r.id;
-        rank := rank || r.rank;
-        lock := lock || r.lock;
-        solo := solo || r.solo;
-        q := q || array_fill(v_q, array[cardinality(r.id)]);
-        v_need := v_need - cardinality(r.id);
-      end if;
-      exit when v_need <= 0 or lanes[v_lane] is distinct from v_q;
-      v_lo_rank := lanes[v_lane + 1];
-      v_lo_id := lanes[v_lane + 2];
-      if (v_lo_rank, v_lo_id) < (after_rank, after_id) then
-        v_lo_rank := after_rank;
-        v_lo_id := after_id;
-      end if;
-      v_lane := v_lane + 3;
-    end loop;
+  -- a lane ends one range and starts the next
+  loop
+    v_hi_rank := coalesce(lanes[v_lane + 1], 2147483647);
+    v_hi_id := case when lanes[v_lane] is null then 9223372036854775807 else 0 end;
+    if queues is null then
+      select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
+        from (
+          select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
+            from procrastinate.job as j
+           where j.state = 'r' and (j.rank, j.id) > (v_lo_rank, v_lo_id) and (j.rank, j.id) < (v_hi_rank, v_hi_id)
+           order by j.rank, j.id limit v_need for update skip locked) as s;
+    -- Written so that only the index that begins with the queue gives the order: with "queue =", the planner may
+    -- read all queues' jobs in theirs, and drop the others.
+    else
+      select array_agg(s.id) as id, array_agg(s.rank) as rank, array_agg(s.lock) as lock, array_agg(s.solo) as solo into r
+        from (
+          select j.id, j.rank, j.lock, j.lock is null and j.queueing_lock is null as solo
+            from procrastinate.job as j
+           where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[1], v_lo_rank, v_lo_id)
+             and (j.queue, j.rank, j.id) < (queues[1], v_hi_rank, v_hi_id)
+           order by j.queue, j.rank, j.id limit v_need for update skip locked) as s;
+    end if;
+    if r.id is not null then
+      id := id || r.id;
+      rank := rank || r.rank;
+      lock := lock || r.lock;
+      solo := solo || r.solo;
+      v_need := v_need - cardinality(r.id);
+    end if;
+    exit when v_need <= 0 or lanes[v_lane] is null;
+    v_lo_rank := lanes[v_lane + 1];
+    v_lo_id := lanes[v_lane + 2];
+    if (v_lo_rank, v_lo_id) < (after_rank, after_id) then
+      v_lo_rank := after_rank;
+      v_lo_id := after_id;
+    end if;
+    v_lane := v_lane + 3;
   end loop;
-  if v_sources > 1 and id is not null then
-    select array_agg(s.id), array_agg(s.rank) into id, rank
-      from (select u.id, u.rank from unnest(_candidates.id, _candidates.rank) as u (id, rank) order by u.rank, u.id limit size) as s;
-  end if;
   scanned := coalesce(cardinality(id), 0);
+  q := array_fill(case when queues is null then 0 else 1 end, array[scanned]);
   to_rank := rank[scanned];
   to_id := id[scanned];
-  if v_sources > 1 and id is not null then
-    select array_agg(s.id), array_agg(s.rank), array_agg(s.lock), array_agg(s.solo), array_agg(s.q)
-      into id, rank, lock, solo, q
-      from (
-        select h.id, h.rank, h.lock, h.solo, array_position(queues, h.queue) as q
-          from (
-            select j.id, j.rank, j.queue, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
-              from procrastinate.job as j
-             where j.id = any (_candidates.id)
-             order by j.id for update skip locked) as h
-         where h.state = 'r' and h.queue = any (queues)
-         order by h.rank, h.id) as s;
-  end if;
 end $$;
 comment on function procrastinate._candidates(text[], bigint[], int, bigint, int) is
 'Hold the best candidates after a place in the order. Lanes are triples (number of the queue in the list, rank, id), '
 'sorted: in that queue and rank, ids up to that one were seen dead or gone a moment ago and are not scanned again. scanned: how '
 'many were found, with those that somebody else holds; the last of them stands at to_rank, to_id.';
+
+create or replace function procrastinate._candidates_of_several(
+  queues text[], lanes bigint[], after_rank int, after_id bigint, size int,
+  out id bigint[], out rank int[], out lock text[], out solo boolean[], out q int[],
+  out scanned int, out to_rank int, out to_id bigint
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_limit int := least(size, 4 * (size::bigint / cardinality(queues) + 1));
+  v_size int[] := array[cardinality(queues)];
+  v_queue text[] := queues;
+  v_rank int[] := array_fill(after_rank, v_size);
+  v_id bigint[] := array_fill(after_id, v_size);
+  v_to_rank int[] := array_fill(2147483647, v_size);
+  v_to_id bigint[] := array_fill(9223372036854775807, v_size);
+  v_found tid[];
+  v_of int[];
+begin
+  if lanes <> '{}' then
+    select array_agg(p.queue), array_agg(p.rank), array_agg(p.id), array_agg(p.to_rank), array_agg(p.to_id)
+      into v_queue, v_rank, v_id, v_to_rank, v_to_id
+      from procrastinate._parts(queues, lanes, after_rank, after_id) as p;
+  end if;
+  -- A little of each part has the best of all in it, unless all that was asked for of one is among them: it may have more.
+  loop
+    select array_agg(f.tid), array_agg(f.part), array_agg(f.rank), array_agg(f.id) into v_found, v_of, rank, id
+      from (
+        select s.tid, s.rank, s.id, p.part
+          from unnest(v_queue, v_rank, v_id, v_to_rank, v_to_id) with ordinality as p (queue, rank, id, to_rank, to_id, part)
+         cross join lateral (
+           select j.ctid as tid, j.rank, j.id
+             from procrastinate.job as j
+            where j.state = 'r' and (j.queue, j.rank, j.id) > (p.queue, p.rank, p.id)
+              and (j.queue, j.rank, j.id) < (p.queue, p.to_rank, p.to_id)
+            order by j.queue, j.rank, j.id limit v_limit) as s
+         order by s.rank, s.id limit size) as f;
+    exit when v_limit >= size;
+    exit when not exists (select from unnest(v_of) as u (part) group by u.part having count(*) = v_limit);
+    v_limit := size;
+  end loop;
+  scanned := coalesce(cardinality(id), 0);
+  to_rank := rank[scanned];
+  to_id := id[scanned];
+  -- most rows were not among the best: they are held only now that it is known which are
+  select array_agg(s.id), array_agg(s.rank), array_agg(s.lock), array_agg(s.solo), array_agg(s.q)
+    into id, rank, lock, solo, q
+    from (
+      select h.id, h.rank, h.lock, h.solo, array_position(queues, h.queue) as q
+        from (
+          select j.id, j.rank, j.queue, j.lock, j.lock is null and j.queueing_lock is null as solo, j.state
+            from procrastinate.job as j
+           where j.ctid = any (v_found) offset 0 for update skip locked) as h
+       where h.state = 'r' and h.queue = any (queues)
+       order by h.rank, h.id) as s;
+end $$;
+comment on function procrastinate._candidates_of_several(text[], bigint[], int, bigint, int) is
+'Do what _candidates does for a list of two queues and more.';
+
+create or replace function procrastinate._parts(
+  queues text[], lanes bigint[], after_rank int default -2147483648, after_id bigint default 0
+) returns table (queue text, rank int, id bigint, to_rank int, to_id bigint)
+language sql immutable parallel safe begin atomic
+  select queues[q], case when before then after_rank else rank end, case when before then after_id else id end,
+         lead(rank, 1, 2147483647) over w, case when lead(rank) over w is null then 9223372036854775807 else 0 end
+    from (
+      select n as q, -2147483648 as rank, 0 as id, true as before
+        from generate_series(least(coalesce(cardinality(queues), 0), 1), coalesce(cardinality(queues), 0)) as n
+      union all
+      select lanes[n]::int, lanes[n + 1]::int, lanes[n + 2], (lanes[n + 1], lanes[n + 2]) < (after_rank, after_id)
+        from generate_series(1, cardinality(lanes), 3) as n) as l
+  window w as (partition by q order by rank);
+end;
+comment on function procrastinate._parts(text[], bigint[], int, bigint) is
+'Return what lanes do not skip of each queue, or of all, after a place: parts, each from after one place to before another.';
 
 create or replace function procrastinate._merge_handed(
   inout id bigint[], inout rank int[], inout lock text[], inout solo boolean[], inout q int[],
@@ -323,8 +361,10 @@ declare
 begin
   -- what was not taken and does not wait behind others is still to be fetched: the lane ends before it
   v_left := array(
-    select j.id from procrastinate.job as j
-     where j.id = any (array(select u.id from unnest(_lanes_of.id) as u (id) where u.id <> all (taken))) and j.state = 'r');
+    select h.id from (
+      select j.id, j.state from procrastinate.job as j
+       where j.id = any (array(select u.id from unnest(_lanes_of.id) as u (id) where u.id <> all (taken))) offset 0) as h
+     where h.state = 'r');
   select array_agg(g.q), array_agg(g.rank), array_agg(coalesce(g.id_left - 1, g.id)), min(g.rank) filter (where g.id_left is not null)
     into q, rank, id, left_rank
     from (
@@ -467,36 +507,19 @@ comment on function procrastinate._ready() is
 
 create or replace function procrastinate._any_beyond(queues text[], lanes bigint[]) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-#variable_conflict use_column
-declare
-  v_sources int := coalesce(cardinality(queues), 0);
-  r record;
 begin
-  if queues = '{}' then
-    return false;
+  if queues is null then
+    return exists (
+      select from procrastinate._parts(queues, lanes) as p
+       cross join lateral (
+         select from procrastinate.job as j
+          where j.state = 'r' and (j.rank, j.id) > (p.rank, p.id) and (j.rank, j.id) < (p.to_rank, p.to_id) limit 1) as f);
   end if;
-  for r in
-    select l.q, l.rank, l.id, coalesce(lead(l.rank) over w, 2147483647) as to_rank,
-           case when lead(l.rank) over w is null then 9223372036854775807 else 0 end as to_id
-      from (
-        select n as q, -2147483648 as rank, 0 as id from generate_series(least(v_sources, 1), v_sources) as n
-        union all
-        select lanes[n], lanes[n + 1], lanes[n + 2] from generate_series(1, cardinality(lanes), 3) as n) as l
-    window w as (partition by l.q order by l.rank)
-  loop
-    if v_sources = 0 then
-      if exists (
-        select from procrastinate.job as j
-         where j.state = 'r' and (j.rank, j.id) > (r.rank, r.id) and (j.rank, j.id) < (r.to_rank, r.to_id)) then
-        return true;
-      end if;
-    elsif exists (
-      select from procrastinate.job as j
-       where j.state = 'r' and (j.queue, j.rank, j.id) > (queues[r.q], r.rank, r.id)
-         and (j.queue, j.rank, j.id) < (queues[r.q], r.to_rank, r.to_id)) then
-      return true;
-    end if;
-  end loop;
-  return false;
+  return exists (
+    select from procrastinate._parts(queues, lanes) as p
+     cross join lateral (
+       select from procrastinate.job as j
+        where j.state = 'r' and (j.queue, j.rank, j.id) > (p.queue, p.rank, p.id)
+          and (j.queue, j.rank, j.id) < (p.queue, p.to_rank, p.to_id) limit 1) as f);
 end $$;
 comment on function procrastinate._any_beyond(text[], bigint[]) is 'Tell whether there is a candidate that these lanes do not skip.';

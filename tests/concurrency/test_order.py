@@ -60,12 +60,12 @@ class Worker:
         return time.monotonic() - started
 
 
-@pytest.fixture(params=["heads", "lanes"])
+@pytest.fixture(params=["heads", "lanes", "lanes of several queues"])
 def worker(request: pytest.FixtureRequest, conn: psycopg.Connection[Any], register: Register) -> Worker:
-    """A worker of all queues, which scans from the head each time, or with lanes."""
-    if request.param == "lanes":
+    """A worker which scans from the head each time, or with lanes."""
+    if "lanes" in request.param:
         always_lanes(conn)
-    return Worker(conn, register())
+    return Worker(conn, register(["other", "default", "third"] if "several" in request.param else None))
 
 
 def backlog(conn: psycopg.Connection[Any], count: int, priorities: int = 1) -> None:
