@@ -12,9 +12,11 @@
 --      and a user's long transaction blocks nobody.
 -- A row is 'w' only while a better one of its lock is running, is a candidate, or waits for its retry.
 --
--- Plans. Functions of the hot path never scan the tables of jobs as a whole, whatever the statistics say: enable_seqscan
--- is off for them. Before PostgreSQL 18 that makes any scan that remains, as of the one row of config, look so dear that
--- each statement would be compiled first, for 100 ms and more: hence jit is off for them, too.
+-- Plans. What touches the tables of jobs never scans one as a whole, whatever the statistics say: enable_seqscan is off for
+-- it. Before PostgreSQL 18 that makes any scan that remains, as of the one row of config, look so dear that each statement
+-- would be compiled first, for 100 ms and more: hence jit is off, too. Nor are ids looked for among all candidates: that is
+-- what "id = any (…) and state = 'r'" may come to, in a plan made while there were next to none. "offset 0" keeps the
+-- conditions apart.
 --
 -- Order of locks: job rows, by id and mostly with skip locked; then advisory locks in the order of their keys; then
 -- schedule rows; then the worker's own row.

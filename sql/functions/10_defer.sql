@@ -231,7 +231,8 @@ create or replace function procrastinate._defer_once(
   task text, queue text, priority int, lock text, queueing_lock text, scheduled_at timestamptz, args jsonb,
   headers jsonb, retry jsonb, at timestamptz, on_conflict text, new_id bigint
 ) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_state "char" := case when scheduled_at > at then 's' else 'r' end;

@@ -247,7 +247,10 @@ begin
   v_give := array(select h from unnest(v_held) as h where h <> all (coalesce(handed, '{}')));
   if v_give <> '{}' then
     update procrastinate.job as j set state = procrastinate._ready() where j.id = any (v_give) and j.state in ('w', 'b');
-    v_queues := array(select distinct j.queue from procrastinate.job as j where j.id = any (v_give) and j.state = 'r');
+    v_queues := array(
+      select distinct h.queue
+        from (select j.queue, j.state from procrastinate.job as j where j.id = any (v_give) offset 0) as h
+       where h.state = 'r');
     perform procrastinate._wake(v_queues);
   end if;
   if cardinality(v_held) < cardinality(v_next) then

@@ -2,7 +2,8 @@ create or replace function procrastinate.retry(
   job_id bigint, schedule_at timestamptz default null, schedule_in interval default null, priority int default null,
   queue text default null, lock text default null, options jsonb default '{}'
 ) returns boolean
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := procrastinate.now_();

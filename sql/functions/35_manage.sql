@@ -1,5 +1,6 @@
 create or replace function procrastinate.finish_job_v1(job_id bigint, status text, delete boolean default false) returns boolean
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_job procrastinate.job;
 begin

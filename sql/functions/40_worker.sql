@@ -86,7 +86,8 @@ comment on function procrastinate.register_task(text, text, int, text, text, jso
 
 create or replace function procrastinate.heartbeat_v1(worker_id bigint)
 returns table (registered boolean, abort bigint[], next_tick_at timestamptz, at timestamptz)
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 begin
   at := procrastinate.now_();
   update procrastinate.worker as w set heartbeat_at = heartbeat_v1.at where w.id = worker_id;
@@ -102,7 +103,8 @@ comment on function procrastinate.heartbeat_v1(bigint) is
 'jobs are to be aborted, when tick_v1 is due, and the time. One small write.';
 
 create or replace function procrastinate.held_v1(worker_id bigint) returns table (id bigint, token bigint)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
   select j.id, j.token from procrastinate.job as j where j.worker_id = $1 and j.state = 'x' order by j.id
 $$;
 comment on function procrastinate.held_v1(bigint) is

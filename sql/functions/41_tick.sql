@@ -1,6 +1,7 @@
 create or replace function procrastinate.tick_v1()
 returns table (kind text, job_id bigint, detail jsonb, next_tick_at timestamptz, at timestamptz)
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := procrastinate.now_();
@@ -96,7 +97,7 @@ end $$;
 comment on function procrastinate._tick_by(timestamptz) is 'See that tick_v1 is called by this time.';
 
 create or replace function procrastinate._rescue(at timestamptz) returns table (kind text, job_id bigint, detail jsonb)
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   v_until timestamptz := clock_timestamp() + interval '100 milliseconds';
@@ -112,10 +113,15 @@ begin
   v_dead := array(
     select w.id from procrastinate.worker as w
      where w.heartbeat_at <= at - w.stalled_after order by w.id for update skip locked);
+  -- those that are gone, sought between the ids of those that are not: the dead rows of what these have run are passed over
   v_dead := v_dead || array(
-    select r.worker_id from (
-      select distinct k.worker_id from procrastinate.job as k where k.state = 'x') as r
-     where not exists (select from procrastinate.worker as w where w.id = r.worker_id));
+    select distinct k.worker_id
+      from (
+        select w.id, lead(w.id, 1, 9223372036854775807) over (order by w.id) as next_id
+          from (select 0 as id union all select w.id from procrastinate.worker as w) as w) as g
+     cross join lateral (
+       select j.worker_id from procrastinate.job as j
+        where j.state = 'x' and j.worker_id > g.id and j.worker_id < g.next_id offset 0) as k);
   for j in
     select k.* from procrastinate.job as k
      where k.worker_id = any (v_dead) and k.state = 'x' order by k.id limit 1000 for update skip locked
@@ -140,7 +146,7 @@ begin
   perform procrastinate._ended(array_remove(v_ended, null));
   delete from procrastinate.worker as w
    where w.id = any (v_dead)
-     and not exists (select from procrastinate.job as k where k.worker_id = w.id and k.state = 'x');
+     and not exists (select from procrastinate.job as k where k.worker_id = w.id and k.state = 'x' offset 0);
 end $$;
 comment on function procrastinate._rescue(timestamptz) is
 'Take the jobs of workers that gave no heartbeat for too long, or are gone, away from them, and then forget those workers.';
@@ -178,7 +184,7 @@ comment on function procrastinate._rescue_one(procrastinate.job, timestamptz, ti
 'tries again.';
 
 create or replace function procrastinate._sweep_locks(after text) returns text
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lock text := after;
   v_orphans text[] := '{}';
