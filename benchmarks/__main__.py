@@ -47,12 +47,12 @@ def main() -> int:
                 continue
             plan.progress(f"{name}: {time.monotonic() - since:.0f} s")
             for table in shown:
-                print(report.markdown(table), end="\n\n", flush=True)
+                print(report.markdown(vars(table)), end="\n\n", flush=True)
             workloads[name], tables[name] = measured, [vars(table) for table in shown]
         summary = targets.table(workloads)
         if summary.rows:
-            print(report.markdown(summary), end="\n\n")
-        figures = {
+            print(report.markdown(vars(summary)), end="\n\n")
+        figures: dict[str, Any] = {
             "at": begin,
             "seconds": round(time.monotonic() - started),
             "command": sys.argv[1:],

@@ -1,25 +1,30 @@
-"""Print what was measured."""
+"""
+Print what was measured.
+
+`python -m benchmarks.report PAGE FIGURES.json ...` writes tables of what --json has written into a page,
+between `<!-- figures: NAME -->` and `<!-- end -->`, where NAME is a workload, or `targets`.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from benchmarks.workloads import Table
 
-
-def markdown(table: Table) -> str:
+def markdown(table: dict[str, Any]) -> str:
     """Return a table as it goes into a page."""
-    cells = [table.columns, *table.rows]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(table.columns))]
+    cells = [table["columns"], *table["rows"]]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
 
     def line(row: list[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    lines = [f"### {table.title}", "", line(cells[0]), rule, *map(line, cells[1:])]
-    return "\n".join([*lines, *([""] if table.sentences else []), *table.sentences])
+    lines = [f"### {table['title']}", "", line(cells[0]), rule, *map(line, cells[1:])]
+    return "\n".join([*lines, *([""] if table["sentences"] else []), *table["sentences"]])
 
 
 def footer(figures: dict[str, Any]) -> str:
@@ -27,3 +32,28 @@ def footer(figures: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     command = " ".join(["python -m benchmarks", *figures["command"]])
     return f"{versions}; {platform.system()}, {figures['at']}, `{command}` in {figures['seconds']} s"
+
+
+def fill(page: str, runs: list[dict[str, Any]]) -> str:
+    """Return the page with the tables that there are figures for, and with the targets of all runs in one."""
+    blocks = {name: (each, [footer(run)]) for run in runs for name, each in run["tables"].items()}
+    targets = {**runs[0]["targets"], "rows": [row for run in runs for row in run["targets"]["rows"]]}
+    blocks["targets"] = ([targets], [footer(run) for run in runs])
+    for name, (tables, footers) in blocks.items():
+        text = "\n\n".join([*map(markdown, tables), *footers])
+        begin, end = f"<!-- figures: {name} -->", "<!-- end -->"
+        before, found, after = page.partition(begin)
+        if found:
+            page = f"{before}{begin}\n\n{text}\n\n{end}{after.partition(end)[2]}"
+    return page
+
+
+def main(page: str, *sources: str) -> None:
+    """Fill a page."""
+    path = Path(page)
+    runs = [json.loads(Path(source).read_text("utf-8")) for source in sources]
+    path.write_text(fill(path.read_text("utf-8"), runs), "utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

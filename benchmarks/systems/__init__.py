@@ -39,7 +39,7 @@ class System:
     #: Variants share a schema, so it is installed once for all of them; the default one first, the best last.
     variants: ClassVar[tuple[str, ...]] = ("",)
     #: How many jobs a drain needs, by concurrency, to take some seconds.
-    drained: ClassVar[dict[int, int]] = {1: 5_000, 10: 40_000, 100: 100_000}
+    drained: dict[int, int] = {1: 5_000, 10: 40_000, 100: 100_000}  # noqa: RUF012
 
     #: How many jobs a measurement of batches needs for that.
     bulked: ClassVar[int] = 40_000

@@ -48,7 +48,7 @@ class Celery(System):
     programs = ("redis-server", "redis-cli")
     server = "redis"
     variants = ("", "threads")
-    drained = {1: 4_000, 10: 6_000, 100: 6_000}  # noqa: RUF012
+    drained = {1: 3_000, 10: 4_000, 100: 4_000}  # noqa: RUF012
     bulked = 6_000
 
     def fill(self, conn: Any, load: Load) -> None:

@@ -18,7 +18,10 @@ class Graphile(System):
     requirements = ("npm", "graphile-worker@0", "pg@8")
     script = Path(__file__).with_suffix(".mjs")
     variants = ("", "batched")
-    drained = {1: 4_000, 10: 10_000, 100: 60_000}  # noqa: RUF012
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.drained = dict.fromkeys((1, 10, 100), 100_000) if self.variant else {1: 4_000, 10: 10_000, 100: 10_000}
 
     def fill(self, conn: Connection, load: Load) -> None:
         """Insert into its table what addJob would."""

@@ -17,7 +17,7 @@ class Procrastinate(Api):
 
     title = "Procrastinate"
     requirements = ("procrastinate>=3,<4", "psycopg[binary]>=3.2")
-    drained = {1: 2_000, 10: 6_000, 100: 6_000}  # noqa: RUF012
+    drained = {1: 2_000, 10: 4_000, 100: 4_000}  # noqa: RUF012
 
     def fill(self, conn: Connection, load: Load) -> None:
         """Insert without its triggers, which write an event for each job."""

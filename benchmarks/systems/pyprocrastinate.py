@@ -17,6 +17,7 @@ class Pyprocrastinate(Api, Core):
     """Its worker; history kept, or `delete`: with delete_jobs="always"."""
 
     title = "pyprocrastinate"
+    drained = {1: 100_000, 10: 100_000, 100: 100_000}  # noqa: RUF012
 
     async def rest(self, work: Work) -> None:
         """Run many workers, each with connections of its own, in one event loop."""

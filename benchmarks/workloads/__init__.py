@@ -42,6 +42,10 @@ class Plan:
         """Return what a full run takes, or what a quick look does."""
         return quick if self.quick else full
 
+    def peers_in(self, number: int) -> list[System]:
+        """Return the peers of a round: in the first all configurations, later only the best."""
+        return [peer for peer in self.peers if peer.best or not number]
+
     @property
     def postgres_peers(self) -> list[System]:
         """The peers whose jobs are in PostgreSQL, in their best configuration."""

@@ -19,7 +19,8 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     for number in range(plan.rounds):
         for connections, count in (1, 5_000), (10, 10_000):
             for system in systems:
-                result = harness.defer(system, plan.scaled(count), connections)
+                some = 5_000 if system in plan.peers else count
+                result = harness.defer(system, plan.scaled(some), connections)
                 measured.add(f"{system.name}/{connections}", result)
         for system in systems:
             count = 200_000 if system.name in (FLOOR, "core", OURS) else system.bulked

@@ -14,17 +14,17 @@ CONCURRENCIES = (1, 10, 100)
 
 def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure everything."""
-    systems = [*(find(name) for pair in FLOORS.items() for name in pair), *plan.peers]
+    ours = [find(name) for pair in FLOORS.items() for name in pair]
     for number in range(plan.rounds):
         for concurrency in CONCURRENCIES:
-            for system in systems:
+            for system in [*ours, *plan.peers_in(number)]:
                 load = Load(plan.scaled(system.drained[concurrency]))
                 drain = Drain(concurrency, load, seconds=plan.either(8.0, 2.0))
                 measured.add(f"{system.name}/{concurrency}", harness.drain(system, drain))
             plan.progress(f"drain: round {number + 1} of {plan.rounds}, concurrency {concurrency} done")
     rows = []
     for concurrency in CONCURRENCIES:
-        for system in systems:
+        for system in [*ours, *plan.peers]:
             key = f"{system.name}/{concurrency}"
             floor = FLOORS.get(system.name)
             rows.append(

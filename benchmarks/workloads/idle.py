@@ -12,7 +12,7 @@ WORKERS = 100
 
 def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure once, whatever the rounds: nothing happens."""
-    measured.add(SYSTEM, harness.idle(find(SYSTEM), WORKERS, plan.either(30.0, 10.0)))
+    measured.add(SYSTEM, harness.idle(find(SYSTEM), WORKERS, plan.either(30.0, 6.0)))
     plan.progress("idle: done")
 
     def share(name: str) -> str:

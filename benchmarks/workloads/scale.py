@@ -13,7 +13,7 @@ WAYS = {"direct": "directly", "pooled": "through PgBouncer"}
 
 
 def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
-    """Measure everything; two rounds at most, for it is about the shape."""
+    """Measure everything in one round, for it is about the shape."""
     ways = ["direct"]
     try:
         program("pgbouncer")
@@ -21,15 +21,14 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     except BenchmarkError as error:
         plan.problems.append(f"missing: scale through PgBouncer: {error}")
     system = find(SYSTEM)
-    processes = plan.either((1, 2, 4, 8), (1, 8))
-    for number in range(min(plan.rounds, 2)):
-        for workers in processes:
-            for way in ways:
-                key, pooled = f"{workers}/{way}", way == "pooled"
-                count, seconds = plan.scaled(300_000), plan.either(6.0, 1.5)
-                measured.add(key, harness.fleet(system, workers, count, seconds, pooled))
-                measured.add(f"{key}/latency", harness.fleet_latency(system, workers, plan.either(150, 30), pooled))
-        plan.progress(f"scale: round {number + 1} done")
+    processes = plan.either((1, 2, 4, 8), (1, 2))
+    for workers in processes:
+        for way in ways:
+            key, pooled = f"{workers}/{way}", way == "pooled"
+            count, seconds = plan.scaled(300_000), plan.either(6.0, 1.5)
+            measured.add(key, harness.fleet(system, workers, count, seconds, pooled))
+            measured.add(f"{key}/latency", harness.fleet_latency(system, workers, plan.either(150, 30), pooled))
+        plan.progress(f"scale: {workers} processes done")
     rows = [
         [
             str(workers),
