@@ -61,8 +61,10 @@ def test_what_is_not_true_of_a_run_is_told(conn: psycopg.Connection[Any]) -> Non
         conn.execute("select procrastinate.complete_v1(%s, %s)", [job, token])
         assert core.complaints(conn, number + 1) == []
     assert core.complaints(conn, 5) == ["not true: all that ran are listed"]
-    conn.execute("update procrastinate.done set started_at = started_at - interval '100 ms' where id = %s", [jobs[1]])
-    conn.execute("update procrastinate.done set finished_at = finished_at + interval '100 ms' where id = %s", [jobs[2]])
+    earlier = "update procrastinate.done as d set started_at = o.started_at - interval '1 ms'"
+    conn.execute(f"{earlier} from procrastinate.done as o where d.id = %s and o.id = %s", [jobs[1], jobs[0]])
+    later = "update procrastinate.done as d set finished_at = o.started_at + interval '1 ms'"
+    conn.execute(f"{later} from procrastinate.done as o where d.id = %s and o.id = %s", [jobs[2], jobs[3]])
     assert core.complaints(conn, 4) == [
         "not true: jobs without a lock have started in order",
         "not true: jobs of one lock have run one after the other, in order",
