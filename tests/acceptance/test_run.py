@@ -41,6 +41,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "plugins" / "one" / "pyproject.toml").write_text("")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    # without these two it is the Python below, which need not have pytest
+    shutil.copy(ROOT / ".venv" / "pyvenv.cfg", tmp_path / ".venv")
+    (tmp_path / ".venv" / "lib").symlink_to(ROOT / ".venv" / "lib")
     (tmp_path / ".venv" / "synced").write_text(load(tmp_path / "run").wanted())
     return tmp_path
 
