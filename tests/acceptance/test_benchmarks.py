@@ -20,6 +20,7 @@ import pytest
 from benchmarks.harness import Drain, Harness, Result
 from benchmarks.load import Load
 from benchmarks.peers import Peers
+from benchmarks.report import fill
 from benchmarks.systems import find
 from benchmarks.targets import Target, beside
 from benchmarks.workloads import Measured, times
@@ -82,6 +83,20 @@ def test_a_target_is_met_or_not_or_was_not_measured() -> None:
     assert Target("drain", "", 2.1, beside("ours", "theirs")).row(measured)[-1] == "**no**"
     assert Target("drain", "", 1.9, beside("ours", "theirs"), at_most=True).row(measured)[-1] == "**no**"
     assert Target("drain", "", 2.0, beside("ours", "nobody's")).row(measured)[-2:] == ["-", "not measured"]
+
+
+def test_tables_replace_those_of_the_run_before_in_a_page() -> None:
+    def run(cell: str) -> dict[str, Any]:
+        table = {"title": "Drain", "columns": ["jobs/s"], "rows": [[cell]], "sentences": []}
+        rest = {"versions": {"Python": "3"}, "at": "now", "command": ["--quick"], "seconds": 1}
+        return {"tables": {"drain": [table]}, "targets": {**table, "title": "Targets"}, **rest}
+
+    begin, end = "<!-- figures: drain -->", "<!-- end -->"
+    page = f"# Page\n\n{begin}\n{end}\n\nMore.\n\n<!-- figures: soak -->\n{end}\n"
+    once = fill(page, [run("1")])
+    assert f"{begin}\n\n### Drain\n\n| jobs/s |\n|--------|\n| 1      |\n\nPython 3; " in once
+    assert once.endswith("More.\n\n<!-- figures: soak -->\n<!-- end -->\n")
+    assert fill(once, [run("2")]) == fill(page, [run("2")])
 
 
 def test_a_peer_that_cannot_be_installed_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
