@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness import Drain, Harness
 from benchmarks.load import Load
-from benchmarks.systems import find
+from benchmarks.systems import System, find
 from benchmarks.workloads import COSTS, Measured, Plan, Table, costs, percent, spread, times
 
 OURS = "pyprocrastinate"
@@ -17,14 +17,14 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     ours = [find(name) for pair in FLOORS.items() for name in pair]
     for number in range(plan.rounds):
         for concurrency in CONCURRENCIES:
-            for system in [*ours, *plan.peers_in(number)]:
+            for system in _capable([*ours, *plan.peers_in(number)], concurrency):
                 load = Load(plan.scaled(system.drained[concurrency]))
                 drain = Drain(concurrency, load, seconds=plan.either(8.0, 2.0))
                 measured.add(f"{system.name}/{concurrency}", harness.drain(system, drain))
             plan.progress(f"drain: round {number + 1} of {plan.rounds}, concurrency {concurrency} done")
     rows = []
     for concurrency in CONCURRENCIES:
-        for system in [*ours, *plan.peers]:
+        for system in _capable([*ours, *plan.peers], concurrency):
             key = f"{system.name}/{concurrency}"
             floor = FLOORS.get(system.name)
             rows.append(
@@ -39,3 +39,7 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
             )
     columns = ["concurrency", "system", "jobs/s", f"{OURS} is", "of the floor", *COSTS]
     return [Table("Drain: one worker process, no-op task; costs per job", columns, rows)]
+
+
+def _capable(systems: list[System], concurrency: int) -> list[System]:
+    return [system for system in systems if concurrency in system.drained]
