@@ -270,8 +270,9 @@ class Harness:
             tally = self.tally()
             worker = self.work(system, dsn, tally, concurrency=100)
             load = self.start(system, "steady", dsn=dsn, rate=soak.rate, seconds=soak.seconds)
+            _watch([worker], [tally], 1, 0.0)
             begin = last = time.monotonic()
-            before, jobs, known = server.reads(dsn), 0, 0
+            before, jobs, known = server.reads(dsn), tally.count, tally.started
             holding = False
             while load.process.poll() is None:
                 time.sleep(max(0.0, last + soak.every - time.monotonic()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from benchmarks import BenchmarkError
 from benchmarks.harness import Harness, Soak
 from benchmarks.systems import find
 from benchmarks.workloads import Measured, Plan, Table, spread
@@ -14,7 +15,7 @@ BEFORE, LAST, AFTER = "before the transaction", "its last tenth", "after it"
 
 def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     """Measure once, whatever the rounds: it is long enough."""
-    seconds = 30.0 if plan.quick else 600.0
+    seconds = plan.either(600.0, 30.0)
     soak = Soak(rate=2_000, seconds=seconds, hold=(seconds / 10, seconds * 9 / 10), every=seconds / 60)
     result = harness.soak(find(SYSTEM), soak)
     measured.add(SYSTEM, result)
@@ -25,6 +26,8 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
         LAST: [at for at in course if 0.8 * seconds <= at["at"] < 0.9 * seconds],
         AFTER: [at for at in course if at["at"] >= soak.hold[1]],
     }
+    if empty := [title for title, part in parts.items() if not part]:
+        raise BenchmarkError(f"{SYSTEM} ran no jobs {', '.join(empty)}")
 
     def cell(part: list[dict[str, float]], name: str, form: str = ",.1f") -> str:
         return spread([at[name] for at in part], form)
