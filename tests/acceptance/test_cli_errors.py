@@ -112,3 +112,16 @@ def test_an_error_that_nobody_foresaw_is_named() -> None:
 
 def test_a_password_that_libpq_takes_for_the_host_is_masked() -> None:
     assert mask("failed to resolve host 'S3CR3T@db.invalid': no") == "failed to resolve host '***@db.invalid': no"
+
+
+def test_who_lacks_a_right_is_told_whom_to_ask(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    conn.execute("create role nobody_at_all; set role nobody_at_all")
+    try:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            conn.execute("select procrastinate.defer('x')")
+    finally:
+        conn.execute("reset role; drop role nobody_at_all")
+    assert explain(caught.value) == (
+        "permission denied for schema procrastinate. "
+        "Connect as another role, or have the owner of the schema grant this one its rights"
+    )

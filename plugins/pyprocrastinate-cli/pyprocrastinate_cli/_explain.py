@@ -15,6 +15,7 @@ from pyprocrastinate.exceptions import ProcrastinateException
 
 _ADVICE = {
     "3F000 42883 42P01": "Run `pyprocrastinate migrate`",
+    "42501": "Connect as another role, or have the owner of the schema grant this one its rights",
     "none 08001 08006 28000 28P01 3D000": "Check --dsn, PROCRASTINATE_DSN or the app's conninfo",
 }
 _SECRETS = (
