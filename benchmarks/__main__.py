@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from benchmarks import BenchmarkError, charts, report, targets
 from benchmarks.harness import Harness
 from benchmarks.peers import Peers
 from benchmarks.systems import find, variants_of
-from benchmarks.workloads import Measured, Plan
+from benchmarks.workloads import Measured, Plan, Table
 
 WORKLOADS = ("drain", "defer", "latency", "locks", "backlog", "horizon", "scale", "idle")
 #: Measured only when they are named: the one takes ten minutes, the other is for work on the schema.
@@ -24,52 +28,70 @@ APART = ("soak", "batches")
 PEERS = {"procrastinate": "procrastinate", "pgqueuer": "pgqueuer", "graphile-worker": "graphile", "celery": "celery"}
 
 
+class Run:
+    """What was asked for, and what has been measured so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.begin, self.started = time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        self.workloads: dict[str, Measured] = {}
+        self.tables: dict[str, list[Table]] = {}
+        self.peers = Peers([PEERS[name] for name in _names(options.peers, tuple(PEERS))])
+        systems = [find(name) for peer in self.peers.present for name in variants_of(peer)]
+        if options.quick:
+            systems = [system for system in systems if system.best]
+        rounds = options.rounds or (1 if options.quick else 3)
+        self.plan = Plan(rounds, options.quick, systems, list(self.peers.missing))
+
+    def measure(self, harness: Harness, name: str) -> None:
+        """Measure a workload, and print its tables."""
+        measured, since = Measured(), time.monotonic()
+        try:
+            tables = import_module(f"benchmarks.workloads.{name}").measure(harness, self.plan, measured)
+        except (BenchmarkError, psycopg.Error, OSError, subprocess.SubprocessError) as error:
+            self.plan.problems.append(f"failed: {name}: {error}")
+            return
+        self.plan.progress(f"{name}: {time.monotonic() - since:.0f} s")
+        for table in tables:
+            print(report.markdown(vars(table)), end="\n\n", flush=True)
+        self.workloads[name], self.tables[name] = measured, tables
+
+    def figures(self, harness: Harness) -> dict[str, Any]:
+        """Return all of it."""
+        return {
+            "at": self.begin,
+            "load": self.load,
+            "seconds": round(time.monotonic() - self.started),
+            "command": sys.argv[1:],
+            "versions": harness.versions() | self.peers.versions,
+            "problems": self.plan.problems,
+            "targets": vars(targets.table(self.workloads)),
+            "tables": {name: list(map(vars, tables)) for name, tables in self.tables.items()},
+            "measured": {name: measured.raw for name, measured in self.workloads.items()},
+        }
+
+
 def main() -> int:
     """Measure what the command line asks for."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    peers = Peers([PEERS[name] for name in _names(options.peers, tuple(PEERS))])
-    systems = [find(name) for peer in peers.present for name in variants_of(peer)]
-    if options.quick:
-        systems = [system for system in systems if system.best]
-    plan = Plan(options.rounds or (1 if options.quick else 3), options.quick, systems, list(peers.missing))
-    workloads: dict[str, Measured] = {}
-    tables: dict[str, list[dict[str, Any]]] = {}
-    begin, started = time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
-    with Harness(peers.interpreters) as harness:
+    run = Run(options)
+    with Harness(run.peers.interpreters) as harness:
+        figures = run.figures(harness)
         for name in _names(options.only, WORKLOADS + APART):
-            measured = Measured()
-            since = time.monotonic()
-            try:
-                shown = import_module(f"benchmarks.workloads.{name}").measure(harness, plan, measured)
-            except BenchmarkError as error:
-                plan.problems.append(f"failed: {name}: {error}")
-                continue
-            plan.progress(f"{name}: {time.monotonic() - since:.0f} s")
-            for table in shown:
-                print(report.markdown(vars(table)), end="\n\n", flush=True)
-            workloads[name], tables[name] = measured, [vars(table) for table in shown]
-        summary = targets.table(workloads)
-        if summary.rows:
-            print(report.markdown(vars(summary)), end="\n\n")
-        figures: dict[str, Any] = {
-            "at": begin,
-            "seconds": round(time.monotonic() - started),
-            "command": sys.argv[1:],
-            "versions": harness.versions() | peers.versions,
-            "problems": plan.problems,
-            "targets": vars(summary),
-            "tables": tables,
-            "measured": {name: measured.raw for name, measured in workloads.items()},
-        }
+            run.measure(harness, name)
+            figures = run.figures(harness)
+            if options.json:
+                Path(options.json).write_text(json.dumps(figures, indent=1), "utf-8")
+    if figures["targets"]["rows"]:
+        print(report.markdown(figures["targets"]), end="\n\n")
+    problems = run.plan.problems
     if options.charts:
-        plan.problems += charts.draw_all(figures, Path(options.charts))
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1))
+        problems += charts.draw_all(figures, Path(options.charts))
     print(report.footer(figures))
-    for problem in plan.problems:
+    for problem in problems:
         print(problem)
-    return 1 if plan.problems else 0
+    return 1 if problems else 0
 
 
 def _options() -> argparse.Namespace:

@@ -28,10 +28,11 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def footer(figures: dict[str, Any]) -> str:
-    """Return what was measured with what, when, and how long it took."""
+    """Return what was measured with what, when, how long it took, and how busy the machine was before it began."""
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     command = " ".join(["python -m benchmarks", *figures["command"]])
-    return f"{versions}; {platform.system()}, {figures['at']}, `{command}` in {figures['seconds']} s"
+    when = f"{platform.system()}, {figures['at']}, load average before it {figures['load']:.1f}"
+    return f"`{command}` in {figures['seconds']} s; {versions}; {when}"
 
 
 def fill(page: str, runs: list[dict[str, Any]]) -> str:

@@ -234,6 +234,7 @@ def pgbouncer(dsn: str, size: int) -> Iterator[tuple[str, subprocess.Popen[bytes
             pool_mode = transaction
             default_pool_size = {size}
             max_client_conn = 500
+            server_idle_timeout = 1
             """)
         folder.chmod(0o755)
         # It refuses to run as root; and only the server's own account may be allowed to reach its socket.
