@@ -12,6 +12,7 @@ declare
   v_head_lock text[];
   v_held bigint[];
   v_take bigint[];
+  v_best bigint[];
 begin
   -- locks this call has already decided about: a handed job is claimed, what else waits under its lock is not
   v_own := coalesce(handed_lock, '{}')
@@ -33,7 +34,7 @@ begin
         left join lateral procrastinate._next_in_line(l.lock) as b on x.id is null
     ) as h;
   v_held := array_remove(v_held, null);
-  -- A job that somebody else holds decides nothing yet: its lock's candidates stay as they are.
+  -- A job that somebody else holds decides nothing yet.
   v_head := procrastinate._hold(v_head, v_head_rank, v_head_lock);
   v_take := array(
     select j.id from procrastinate.job as j
@@ -41,7 +42,13 @@ begin
   perform procrastinate._surface(v_head, v_take);
   v_take := v_take || array(
     select u.id from unnest(id, lock) as u (id, lock) where u.lock is null or u.id = any (coalesce(handed, '{}')));
-  perform procrastinate._line_up(id, rank, lock, v_take, v_held || v_head || coalesce(handed, '{}') || taken);
+  -- Where somebody else is deciding, the best of these stays a candidate, and the others need not be looked at each time.
+  v_best := array(
+    select distinct on (u.lock) u.id from unnest(id, rank, lock) as u (id, rank, lock)
+     where u.lock is not null and u.lock <> all (v_own)
+       and u.lock not in (select j.lock from procrastinate.job as j where j.id = any (v_held || v_head))
+     order by u.lock, u.rank, u.id);
+  perform procrastinate._line_up(id, rank, lock, v_take, v_held || v_head || coalesce(handed, '{}') || taken || v_best);
   select array_agg(t.id), array_agg(t.rank), array_agg(t.lock), array_agg(t.solo)
     into id, rank, lock, solo
     from (

@@ -139,3 +139,31 @@ def test_what_a_defer_and_a_tick_read_does_not_grow_with_the_jobs(
     assert not session.careless(2 * CAPACITY)
     # it looks at 200 locks, one by one
     assert session.buffers <= 200 * BUFFERS_A_JOB
+
+
+@pytest.mark.parametrize("held", ["the lock", "its next job"])
+def test_jobs_that_wait_for_an_open_transaction_are_looked_at_once(
+    conn: psycopg.Connection[Any], dsn: str, explaining: Callable[[str], Any], held: str
+) -> None:
+    """What is deferred meanwhile, by as many as there may be, keeps no other job waiting."""
+    session, other = explaining(dsn), psycopg.connect(dsn)
+    calls = Calls(session, None)
+    calls.settled = False
+    job = session.value("select procrastinate.defer('t', lock => 'l')")
+    if held == "the lock":
+        calls.work()
+        other.execute("select procrastinate.complete_v1(%s, %s)", calls.claims[0][:2])
+    else:
+        other.execute("select procrastinate.cancel(%s)", [job])
+    calls.claims = []
+    singly("l")(conn)
+    singly("l")(conn)
+    session.call("select procrastinate.defer('t')")
+    # 20 times 500 are looked at in a call, or one call might take long
+    assert [calls.work() for _ in range(2 * JOBS // 10_000 + 1)].count(1) == 1
+    calls.work()
+    calls.work()
+    assert not session.careless(2 * CAPACITY)
+    other.commit()
+    other.close()
+    assert calls.work() == 1
