@@ -106,7 +106,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(PEERS), help="of %(default)s; empty for none")
     parser.add_argument("--rounds", type=int, help="how often each is measured, 3 if not --quick")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there, too")
-    parser.add_argument("--charts", metavar="FOLDER", help="draw the charts of docs/performance.md there")
+    parser.add_argument("--charts", metavar="FOLDER", help="draw charts there; docs/charts for those of the pages")
     return parser.parse_args()
 
 

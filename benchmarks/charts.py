@@ -58,7 +58,7 @@ def _bars(axes: Any, values: dict[str, float], form: str) -> None:
 
 
 def drain(pyplot: Any, figures: Figures) -> Any:
-    """Jobs a second at three concurrencies, on a logarithmic scale."""
+    """Jobs a second of each system, at concurrency 1, 10 and 100."""
     figure, panes = pyplot.subplots(1, 3, figsize=(12, 4.5), sharey=True)
     for axes, concurrency in zip(panes, ("1", "10", "100"), strict=True):
         _bars(
@@ -73,7 +73,7 @@ def drain(pyplot: Any, figures: Figures) -> Any:
 
 
 def defer(pyplot: Any, figures: Figures) -> Any:
-    """Defers a second."""
+    """Defers a second, by one connection, by ten, and 1,000 a call."""
     figure, panes = pyplot.subplots(1, 3, figsize=(12, 3.5), sharey=True)
     titles = {"1": "one by one, 1 connection", "10": "one by one, 10 connections", "many": "1,000 a call"}
     for axes, (how, title) in zip(panes, titles.items(), strict=True):
@@ -86,7 +86,7 @@ def defer(pyplot: Any, figures: Figures) -> Any:
 
 
 def latency(pyplot: Any, figures: Figures) -> Any:
-    """From defer to start, p50 and p99."""
+    """Milliseconds from defer to start, p50 and p99."""
     figure, panes = pyplot.subplots(1, 2, figsize=(10, 3.5), sharey=True)
     for axes, name in zip(panes, ("p50", "p99"), strict=True):
         _bars(axes, {key: _median(rounds, name) for key, rounds in figures.items()}, "{:.1f}")
@@ -96,7 +96,7 @@ def latency(pyplot: Any, figures: Figures) -> Any:
 
 
 def horizon(pyplot: Any, figures: Figures) -> Any:
-    """Jobs a second over time, while an old transaction is open."""
+    """Jobs a second over time while an old transaction is open."""
     figure, axes = pyplot.subplots(figsize=(10, 5))
     names = [name for name in figures if name != "core"]
     for name in names:
@@ -120,7 +120,7 @@ def horizon(pyplot: Any, figures: Figures) -> Any:
 
 
 def scale(pyplot: Any, figures: Figures) -> Any:
-    """Jobs a second by worker processes."""
+    """Jobs a second by worker processes, directly and through PgBouncer."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for way, title, color in ("direct", "directly", OURS), ("pooled", "through PgBouncer", OTHERS[0]):
         rates = {int(k.split("/")[0]): _median(v, "rate") for k, v in figures.items() if k.endswith(f"/{way}")}
@@ -132,7 +132,7 @@ def scale(pyplot: Any, figures: Figures) -> Any:
 
 
 def soak(pyplot: Any, figures: Figures) -> Any:
-    """Latency, buffers and size over time under a steady load."""
+    """Latency, buffers and size over time, under a steady load."""
     figure, panes = pyplot.subplots(3, 1, figsize=(10, 7), sharex=True)
     course = next(iter(figures.values()))[0]["course"]
     titles = {"p99": "latency p99, ms", "buffers": "buffers a call", "megabytes": "MB of live tables"}

@@ -3,6 +3,7 @@ Print what was measured.
 
 `python -m benchmarks.report PAGE FIGURES.json ...` writes tables of what --json has written into a page,
 between `<!-- figures: NAME -->` and `<!-- end -->`, where NAME is a workload, or `targets`.
+Before them goes the workload's chart, if --charts has drawn one into the folder `charts` beside the page.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from benchmarks.charts import CHARTS
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -35,13 +39,14 @@ def footer(figures: dict[str, Any]) -> str:
     return f"`{command}` in {figures['seconds']} s; {versions}; {when}"
 
 
-def fill(page: str, runs: list[dict[str, Any]]) -> str:
+def fill(page: str, runs: list[dict[str, Any]], drawn: Collection[str] = ()) -> str:
     """Return the page with the tables that there are figures for, and with the targets of all runs in one."""
     blocks = {name: (each, [footer(run)]) for run in runs for name, each in run["tables"].items()}
     targets = {**runs[0]["targets"], "rows": [row for run in runs for row in run["targets"]["rows"]]}
     blocks["targets"] = ([targets], [footer(run) for run in runs])
     for name, (tables, footers) in blocks.items():
-        text = "\n\n".join([*map(markdown, tables), *footers])
+        chart = [f"![{CHARTS[name].__doc__}](charts/{name}.svg)"] if name in drawn else []
+        text = "\n\n".join([*chart, *map(markdown, tables), *footers])
         begin, end = f"<!-- figures: {name} -->", "<!-- end -->"
         before, found, after = page.partition(begin)
         if found:
@@ -53,7 +58,8 @@ def main(page: str, *sources: str) -> None:
     """Fill a page."""
     path = Path(page)
     runs = [json.loads(Path(source).read_text("utf-8")) for source in sources]
-    path.write_text(fill(path.read_text("utf-8"), runs), "utf-8")
+    drawn = [chart.stem for chart in path.with_name("charts").glob("*.svg")]
+    path.write_text(fill(path.read_text("utf-8"), runs, drawn), "utf-8")
 
 
 if __name__ == "__main__":

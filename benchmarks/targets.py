@@ -54,6 +54,11 @@ def milliseconds(values: list[float]) -> str:
     return spread(values, ".2f") + " ms"
 
 
+def shares(values: list[float]) -> str:
+    """Return parts of a whole, small ones."""
+    return spread([100 * value for value in values], ".2f") + " %"
+
+
 def speeds(values: list[float]) -> str:
     """Return jobs a second."""
     return spread(values) + " jobs/s"
@@ -105,7 +110,9 @@ TARGETS = [
         )
     ),
     Target("horizon", "horizon held while 500,000 run, last quarter of first", 0.8, lambda m: m.quarters(OURS)),
-    Target("idle", "100 idle workers, of a core of the server", 0.01, figure(OURS, "server_cores"), at_most=True),
+    Target(
+        "idle", "100 idle workers, of a core of the server", 0.01, figure(OURS, "server_cores"), shares, at_most=True
+    ),
     Target(
         "soak",
         "soak: p99 at the end of the transaction, beside before",

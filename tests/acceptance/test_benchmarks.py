@@ -98,6 +98,7 @@ def test_tables_replace_those_of_the_run_before_in_a_page() -> None:
     assert f"{begin}\n\n### Drain\n\n{rows}\n\n`python -m benchmarks --quick` in 1 s; Python 3; " in once
     assert once.endswith("More.\n\n<!-- figures: soak -->\n<!-- end -->\n")
     assert fill(once, [run("2")]) == fill(page, [run("2")])
+    assert ".](charts/drain.svg)\n\n### Drain" in fill(page, [run("1")], ["drain"])
 
 
 def test_a_peer_that_cannot_be_installed_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
