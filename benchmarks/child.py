@@ -34,8 +34,8 @@ async def _run(system: System, part: str, options: dict[str, Any]) -> Any:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    system.load()
     if options.pop("gated", False):
-        system.load()
         print("ready", flush=True)
         os.read(0, 1)
 
@@ -51,13 +51,14 @@ async def _run(system: System, part: str, options: dict[str, Any]) -> Any:
         options["tally"] = Tally(Path(options["tally"]))
     if "others" in options:
         options["others"] = [Tally(Path(each)) for each in options["others"]]
+    before = cpu_seconds()
     if part in ("work", "rest"):
-        before = cpu_seconds()
-        await getattr(system, part)(Work(**options, stop=stop))
-        return {"cpu": cpu_seconds() - before}
-    if part == "install":
-        return await asyncio.to_thread(system.install, **options)
-    return await getattr(system, part)(**options)
+        value = await getattr(system, part)(Work(**options, stop=stop))
+    elif part == "install":
+        value = await asyncio.to_thread(system.install, **options)
+    else:
+        value = await getattr(system, part)(**options)
+    return {"value": value, "cpu": cpu_seconds() - before}
 
 
 if __name__ == "__main__":

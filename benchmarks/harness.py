@@ -109,7 +109,7 @@ class Harness:
 
     def run(self, system: System, part: str, **options: Any) -> Any:
         """Run a part of a system in a process of its own, and return what it says."""
-        return self.start(system, part, **options).wait(600)
+        return self.start(system, part, **options).wait(600)["value"]
 
     def work(self, system: System, dsn: str, tally: Tally, concurrency: int = 10, **options: Any) -> Child:
         """Start a worker."""
@@ -147,10 +147,11 @@ class Harness:
         with self.server(system).database(system) as (dsn, conn):
             system.employ(conn)
             with self.metered(system, dsn, conn, figures):
-                seconds = self.run(system, part, dsn=dsn, count=count, **options)
+                said = self.start(system, part, dsn=dsn, count=count, **options).wait(600)
+                figures["client_cpu"] = said["cpu"]
             if (pending := system.pending(conn)) != count:
                 raise BenchmarkError(f"{system.label} deferred {count} jobs and has {pending}")
-        return Result(count, seconds, {name: value / count for name, value in figures.items()})
+        return Result(count, said["value"], {name: value / count for name, value in figures.items()})
 
     def latency(self, system: System, count: int) -> Result:
         """Measure the time from a defer to the start of the job on a worker that waits."""

@@ -38,6 +38,11 @@ class Pgqueuer(System):
         assert row
         return int(row[0])
 
+    def load(self) -> None:
+        """Import it."""
+        for module in ("asyncpg", "pgqueuer", "pgqueuer.db", "pgqueuer.queries"):
+            import_module(module)
+
     async def _driver(self, dsn: str) -> Any:
         asyncpg, db = import_module("asyncpg"), import_module("pgqueuer.db")
         given: dict[str, Any] = {k: v for k, v in conninfo_to_dict(dsn).items() if k in ("host", "port", "user")}

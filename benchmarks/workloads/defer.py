@@ -9,7 +9,7 @@ from benchmarks.workloads import COSTS, Measured, Plan, Table, costs, percent, s
 OURS = "pyprocrastinate"
 FLOOR = "minq:archive"
 SIZE = 1_000
-SHOWN = [column for column in COSTS if column not in ("dead rows", "client CPU µs")]
+SHOWN = [column for column in COSTS if column != "dead rows"]
 
 
 def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
