@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -34,7 +35,9 @@ def markdown(table: dict[str, Any]) -> str:
 def footer(figures: dict[str, Any]) -> str:
     """Return what was measured with what, when, how long it took, and how busy the machine was before it began."""
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    command = " ".join(["python -m benchmarks", *figures["command"]])
+    # where it has written to does not matter
+    given = re.sub(r" --(json|charts)[ =]\S+", "", " ".join(["", *(each or "''" for each in figures["command"])]))
+    command = f"python -m benchmarks{given}"
     when = f"{platform.system()}, {figures['at']}, load average before it {figures['load']:.1f}"
     return f"`{command}` in {figures['seconds']} s; {versions}; {when}"
 

@@ -88,14 +88,20 @@ def test_a_target_is_met_or_not_or_was_not_measured() -> None:
 def test_tables_replace_those_of_the_run_before_in_a_page() -> None:
     def run(cell: str) -> dict[str, Any]:
         table = {"title": "Drain", "columns": ["jobs/s"], "rows": [[cell]], "sentences": []}
-        rest = {"versions": {"Python": "3"}, "at": "now", "command": ["--quick"], "seconds": 1, "load": 0.5}
+        rest = {
+            "versions": {"Python": "3"},
+            "at": "now",
+            "command": ["--quick", "--json", "/a/file", "--peers", ""],
+            "seconds": 1,
+            "load": 0.5,
+        }
         return {"tables": {"drain": [table]}, "targets": {**table, "title": "Targets"}, **rest}
 
     begin, end = "<!-- figures: drain -->", "<!-- end -->"
     page = f"# Page\n\n{begin}\n{end}\n\nMore.\n\n<!-- figures: soak -->\n{end}\n"
     once = fill(page, [run("1")])
     rows = "| jobs/s |\n|--------|\n| 1      |"
-    assert f"{begin}\n\n### Drain\n\n{rows}\n\n`python -m benchmarks --quick` in 1 s; Python 3; " in once
+    assert f"{begin}\n\n### Drain\n\n{rows}\n\n`python -m benchmarks --quick --peers ''` in 1 s; Python 3; " in once
     assert once.endswith("More.\n\n<!-- figures: soak -->\n<!-- end -->\n")
     assert fill(once, [run("2")]) == fill(page, [run("2")])
     assert ".](charts/drain.svg)\n\n### Drain" in fill(page, [run("1")], ["drain"])
