@@ -21,12 +21,13 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 
 from pyprocrastinate import embedded
 from pyprocrastinate.migrate import migrate
+from tests.pooler import pgbouncer
 
 # A shell starts what runs in its background with SIGINT ignored, and so would every program of a test that is sent one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,12 +44,19 @@ _numbers = count()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long, too")
+    parser.addoption(
+        "--through-pgbouncer",
+        action="store_true",
+        help="let all that asks for `dsn` connect through PgBouncer in transaction mode, and only poll",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+        if config.getoption("--through-pgbouncer") and (marker := item.get_closest_marker("not_pooled")):
+            item.add_marker(pytest.mark.skip(reason=f"not through a pooler: {marker.args[0]}"))
         for marker in item.iter_markers("needs_tool"):
             if not shutil.which(marker.args[0]):
                 item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]}"))
@@ -133,15 +141,32 @@ pg_template = factories.postgresql_noproc(
 
 
 @pytest.fixture
-def dsn(pg_server: PgServer, pg_template: NoopExecutor) -> Iterator[str]:
+def direct_dsn(pg_server: PgServer, pg_template: NoopExecutor) -> Iterator[str]:
     """Return the DSN of a new database with the whole schema, which is dropped after the test."""
     yield from _database(pg_server, pg_template.template_dbname)
 
 
 @pytest.fixture
-def empty_dsn(pg_server: PgServer) -> Iterator[str]:
+def dsn(direct_dsn: str, pooler: Callable[[str], str]) -> str:
+    """Return the same, through a pooler with --through-pgbouncer."""
+    return pooler(direct_dsn)
+
+
+@pytest.fixture
+def empty_dsn(pg_server: PgServer, pooler: Callable[[str], str]) -> Iterator[str]:
     """Return the DSN of a new database with nothing in it, which is dropped after the test."""
-    yield from _database(pg_server, "template0")
+    for direct in _database(pg_server, "template0"):
+        yield pooler(direct)
+
+
+@pytest.fixture(scope="session")
+def pooler(pytestconfig: pytest.Config, pg_server: PgServer) -> Iterator[Callable[[str], str]]:
+    """Return a function that turns a DSN into that of the pooler, if there is one."""
+    if not pytestconfig.getoption("--through-pgbouncer"):
+        yield lambda dsn: dsn
+        return
+    with pgbouncer(pg_server.dsn(pg_server.maintenance_dbname), size=10) as pooled:
+        yield lambda dsn: make_conninfo(pooled, dbname=conninfo_to_dict(dsn)["dbname"])
 
 
 def _database(pg_server: PgServer, template: str) -> Iterator[str]:
@@ -159,12 +184,12 @@ def _database(pg_server: PgServer, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def connect(dsn: str) -> Iterator[Connect]:
+def connect(direct_dsn: str) -> Iterator[Connect]:
     """Return a function that opens connections to the test's database; they are closed after it."""
     opened: list[psycopg.Connection[Any]] = []
 
     def connect(**parameters: Any) -> psycopg.Connection[Any]:
-        opened.append(psycopg.connect(dsn, **{"autocommit": True} | parameters))
+        opened.append(psycopg.connect(direct_dsn, **{"autocommit": True} | parameters))
         return opened[-1]
 
     yield connect
@@ -179,12 +204,12 @@ def conn(connect: Connect) -> psycopg.Connection[Any]:
 
 
 @pytest.fixture
-async def aconnect(dsn: str) -> AsyncIterator[AsyncConnect]:
+async def aconnect(direct_dsn: str) -> AsyncIterator[AsyncConnect]:
     """Return an async function that opens connections as `connect` does."""
     opened: list[psycopg.AsyncConnection[Any]] = []
 
     async def connect(**parameters: Any) -> psycopg.AsyncConnection[Any]:
-        opened.append(await psycopg.AsyncConnection.connect(dsn, **{"autocommit": True} | parameters))
+        opened.append(await psycopg.AsyncConnection.connect(direct_dsn, **{"autocommit": True} | parameters))
         return opened[-1]
 
     yield connect

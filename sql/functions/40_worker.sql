@@ -111,6 +111,13 @@ comment on function procrastinate.held_v1(bigint) is
 'List the jobs that a worker holds. After a lost connection it may hold some that it never saw, because the answer of the fetch '
 'was lost: it reports those as released.';
 
+create or replace function procrastinate.backend_v1() returns int
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select pg_backend_pid()
+$$;
+comment on function procrastinate.backend_v1() is
+'Tell which process of the server answers. A client that was told of another one as it connected is behind a pooler.';
+
 create or replace function procrastinate.idle_v1(worker_id bigint, scan_from bigint[] default null)
 returns table (ready boolean, next_due_at timestamptz, at timestamptz)
 language plpgsql security definer

@@ -179,7 +179,7 @@ def test_an_address_of_the_app_wins_over_both(run: Run) -> None:
 def test_healthchecks(run: Run) -> None:
     for app in ("myapp.app", ""):
         done = run("healthchecks", PROCRASTINATE_APP=app)
-        assert done.stdout == "App configuration: OK\nDB connection: OK\nSchema: OK\n"
+        assert done.stdout == "App configuration: OK\nDB connection: OK\nSchema: OK\nPooler: none\n"
 
 
 def test_version_and_help(run: Run) -> None:

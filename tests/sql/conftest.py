@@ -314,14 +314,14 @@ def shared(pg_server: Any, pg_template: Any) -> Iterator[Shared]:
 
 
 @pytest.fixture
-def dsn(shared: Shared) -> str:
+def direct_dsn(shared: Shared) -> str:
     """Return the DSN of a database with nothing in it but the schema."""
     shared.empty()
     return shared.dsn
 
 
 @pytest.fixture
-def conn(dsn: str, shared: Shared) -> Connection:
+def conn(direct_dsn: str, shared: Shared) -> Connection:
     """Return a connection in autocommit to a database with nothing in it but the schema."""
     return shared.conn
 

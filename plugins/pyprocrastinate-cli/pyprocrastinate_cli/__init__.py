@@ -275,6 +275,7 @@ def healthchecks(app_path: str | None) -> None:
     from pyprocrastinate import operations
     from pyprocrastinate.exceptions import ConnectorException
     from pyprocrastinate.protocol import check_protocol
+    from pyprocrastinate_cli import _pooler
 
     app = load_app(app_path, bare=True)
     app.perform_import_paths()
@@ -286,6 +287,7 @@ def healthchecks(app_path: str | None) -> None:
             raise ConnectorException("the schema is missing. Run `pyprocrastinate migrate`")
         check_protocol(*app.connector.run(operations.protocol()))
         click.echo("Schema: OK")
+        click.echo(f"Pooler: {_pooler.find(app.connector.address())}")
 
 
 _STATUSES = ("todo", "doing", "succeeded", "failed", "cancelled", "aborted")

@@ -82,7 +82,7 @@ def shop_template(pg_server: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def dsn(pg_server: Any, shop_template: str) -> Iterator[str]:
+def direct_dsn(pg_server: Any, shop_template: str) -> Iterator[str]:
     """Return the DSN of a new database with the project's tables, which is Django's during the test."""
     with _database(pg_server, shop_template) as (_, dsn):
         _connect_to(dsn)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyprocrastinate import App, JobContext, PsycopgConnector
 from pyprocrastinate.jobs import Status
+from tests.pooler import pgbouncer
 
 
 @pytest.mark.scenario("R1")
@@ -160,47 +155,10 @@ def test_work_never_reads_the_finished_jobs(conn: psycopg.Connection[Any]) -> No
 
 
 @pytest.fixture
-def pooled(dsn: str, folder: Path) -> Iterator[str]:
+def pooled(direct_dsn: str) -> Iterator[str]:
     """Return the DSN of a PgBouncer in transaction mode, with two connections to the test's database."""
-    address = conninfo_to_dict(dsn)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    target = make_conninfo("", **{key: value for key, value in address.items() if value})
-    (folder / "users").write_text('"{}" "{}"\n'.format(address["user"], address.get("password", "")))
-    (folder / "pgbouncer.ini").write_text(
-        f"""
-        [databases]
-        pooled = {target}
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = any
-        pool_mode = transaction
-        default_pool_size = 2
-        """
-    )
-    argv = [str(shutil.which("pgbouncer")), str(folder / "pgbouncer.ini")]
-    # It refuses to run as root; and only the server's own account may be allowed to reach its socket.
-    socket_folder = Path(str(address["host"]))
-    user = socket_folder.stat().st_uid if os.getuid() == 0 and socket_folder.is_dir() else None
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, user=user)
-    try:
-        dsn = make_conninfo(host="127.0.0.1", port=port, dbname="pooled", user="anybody")
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                psycopg.connect(dsn).close()
-                break
-            except psycopg.OperationalError:
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        yield dsn
-    finally:
-        process.terminate()
-        process.communicate()
+    with pgbouncer(direct_dsn) as pooled:
+        yield pooled
 
 
 @pytest.mark.scenario("R18")
