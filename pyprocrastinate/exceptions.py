@@ -30,6 +30,7 @@ Everything this package raises.
             ├── ProtocolNotSpoken       JQ005
             ├── WrongIsolationLevel     JQ006
             ├── TestClockNotEnabled     JQ023
+            ├── QueueNotAllowed         JQ024
             ├── ProtocolInUse           JQ901
             └── InvalidValue (also ValueError)    22023
                 ├── InvalidText         22P02, 22P05
@@ -206,6 +207,10 @@ class TestClockNotEnabled(Refused, sqlstates="JQ023"):
     """The test clock is not enabled, or the caller does not own the schema."""
 
     __test__ = False
+
+
+class QueueNotAllowed(Refused, sqlstates="JQ024"):
+    """The role that has logged in may only defer, cancel and retry in other queues."""
 
 
 class ProtocolInUse(Refused, sqlstates="JQ901"):

@@ -8,15 +8,17 @@ declare
   v_now timestamptz;
   v_max_bytes int;
   v_hooks text[];
+  v_limited boolean;
   v_id bigint;
   v_created boolean := true;
 begin
   -- Clients send JSON null for what is left out, as in the jobs of defer_many. All in one statement: each costs a defer as
   -- much as two entries of an index.
-  select clock_timestamp() + c.clock_offset, c.max_args_bytes, c.sql_hooks, coalesce(defer.queue, t.queue, 'default'),
-         coalesce(defer.priority, t.priority, 0), coalesce(defer.lock, t.lock), coalesce(defer.queueing_lock, t.queueing_lock),
-         coalesce(nullif(defer.args, 'null'), '{}'), nullif(defer.headers, 'null'), nullif(defer.retry, 'null')
-    into v_now, v_max_bytes, v_hooks, queue, priority, lock, queueing_lock, args, headers, retry
+  select clock_timestamp() + c.clock_offset, c.max_args_bytes, c.sql_hooks, c.limited,
+         coalesce(defer.queue, t.queue, 'default'), coalesce(defer.priority, t.priority, 0), coalesce(defer.lock, t.lock),
+         coalesce(defer.queueing_lock, t.queueing_lock), coalesce(nullif(defer.args, 'null'), '{}'),
+         nullif(defer.headers, 'null'), nullif(defer.retry, 'null')
+    into v_now, v_max_bytes, v_hooks, v_limited, queue, priority, lock, queueing_lock, args, headers, retry
     from procrastinate.config as c
     left join procrastinate.task as t on t.name = defer.task;
   if schedule_in is not null or retry is not null or options <> '{}' or on_conflict is distinct from 'raise' then
@@ -26,6 +28,9 @@ begin
   end if;
   if not procrastinate._acceptable(task, queue, priority, lock, queueing_lock, schedule_at, args, headers, v_max_bytes) then
     perform procrastinate._check_job(task, queue, priority, lock, queueing_lock, schedule_at, args, headers, v_max_bytes);
+  end if;
+  if v_limited then
+    perform procrastinate._check_queues(array[queue]);
   end if;
   if queueing_lock is null then
     insert into procrastinate.job (task, queue, rank, lock, args, headers, retry, deferred_at, scheduled_at, state)
@@ -48,7 +53,7 @@ end $$;
 comment on function procrastinate.defer(text, jsonb, text, int, text, text, text, timestamptz, interval, jsonb, jsonb, jsonb) is
 'Defer a job in the transaction of the caller, and return its id. Null queue, priority, lock and queueing_lock take the '
 'defaults registered for the task. on_conflict: raise (23505), ignore or replace a waiting job with the same queueing_lock. '
-'Raises JQ010 to JQ017, 22023, 23505 (constraint jobs_queueing_lock).';
+'Raises JQ010 to JQ017, JQ024, 22023, 23505 (constraint jobs_queueing_lock).';
 
 create or replace function procrastinate.defer_many(jobs jsonb, on_conflict text default 'raise')
 returns table (ord int, id bigint, created boolean)
@@ -119,6 +124,9 @@ begin
       select distinct coalesce(j ->> 'queue', t.queue, 'default')
         from jsonb_array_elements(defer_many.jobs) as j
         left join procrastinate.task as t on t.name = j ->> 'task');
+  end if;
+  if v_config.limited then
+    perform procrastinate._check_queues(v_queues);
   end if;
   if 'deferred' = any (v_config.sql_hooks) then
     perform procrastinate._call_hooks('deferred', array(select v from unnest(v_ids) as v where v > 0));
@@ -263,6 +271,7 @@ begin
           using errcode = 'unique_violation', constraint = 'jobs_queueing_lock', schema = 'procrastinate', table = 'job',
                 hint = 'Defer it later, or pass on_conflict => ignore or replace.';
       elsif on_conflict = 'replace' then
+        perform procrastinate._check_queues(array[v_old.queue]);
         update procrastinate.job as j
            set task = _defer_once.task, queue = _defer_once.queue, rank = -priority, lock = _defer_once.lock,
                args = _defer_once.args, headers = _defer_once.headers, retry = _defer_once.retry,

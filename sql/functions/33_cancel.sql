@@ -12,6 +12,7 @@ begin
   if v_job.id is null or (v_job.state = 'x' and not abort) then
     return null;
   end if;
+  perform procrastinate._check_queues(array[v_job.queue]);
   if v_job.state = 'x' then
     if not v_job.abort_requested then
       update procrastinate.job as j set abort_requested = true where j.id = job_id;
@@ -35,4 +36,4 @@ begin
 end $$;
 comment on function procrastinate.cancel(bigint, boolean, boolean, jsonb) is
 'Cancel a waiting job (or delete it), and with abort ask a running one to stop. Returns cancelled, deleted, abort_requested, or '
-'null when there is nothing to do: no such job, one that has ended, or a running one without abort.';
+'null when there is nothing to do: no such job, one that has ended, or a running one without abort. Raises JQ024.';

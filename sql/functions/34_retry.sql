@@ -26,6 +26,7 @@ begin
     end if;
     return false;
   end if;
+  perform procrastinate._check_queues(array[v_done.queue, coalesce(retry.queue, v_done.queue)]);
   insert into procrastinate.job (
     id, token, deferred_at, scheduled_at, rank, attempts, budget_from, state, task, queue, lock, queueing_lock, args, headers,
     retry, error)
@@ -48,7 +49,7 @@ end $$;
 comment on function procrastinate.retry(bigint, timestamptz, interval, int, text, text, jsonb) is
 'Put a finished job back in the queue, with a fresh budget of retries; null priority, queue and lock stay as they were. A running '
 'job is taken from its worker, whose outcome will be stale. Returns false when there is no such job. Raises JQ003 for a waiting '
-'one, 23505 (jobs_queueing_lock) when its queueing lock is taken.';
+'one, JQ024, 23505 (jobs_queueing_lock) when its queueing lock is taken.';
 
 create or replace function procrastinate._retry_running(
   job_id bigint, due timestamptz, new_rank int, new_queue text, new_lock text, at timestamptz
@@ -65,6 +66,7 @@ begin
     raise exception 'job % is waiting', job_id using errcode = 'JQ003', detail = 'Its status is todo.',
       hint = 'Only a job that has ended, or runs, can be retried.';
   end if;
+  perform procrastinate._check_queues(array[v_job.queue, coalesce(new_queue, v_job.queue)]);
   if exists (
     select from procrastinate.job as j where j.queueing_lock = v_job.queueing_lock and j.state <> 'x') then
     perform procrastinate._raise_waiting(v_job.queueing_lock);

@@ -117,3 +117,10 @@ select s.name, s.kind, s.task, s.cron, s.timezone, s.args, s.catch_up, s.max_del
 comment on view procrastinate.schedules is
 'What shall run when: made by schedule() (kind sql) or declared by workers (kind declared), which fires while one of them lives. '
 'last_tick is the newest that fired or was passed over; retry_at is set after an error.';
+
+create or replace view procrastinate.roles as
+select r.rolname::text as name, a.access, a.queues
+  from procrastinate.role as a
+ inner join pg_catalog.pg_roles as r on r.oid = a.role;
+comment on view procrastinate.roles is
+'Roles that grant_access has let in, as what, and, where a client is limited to them, its queues.';

@@ -13,7 +13,14 @@ from pyprocrastinate import _sqlfiles
 Connection = psycopg.Connection[Any]
 
 # Functions that anybody may see but that need the rights of the caller.
-FOR_THE_OWNER = {"enable_test_clock", "advance", "register_sql_hook", "unregister_sql_hook"}
+FOR_THE_OWNER = {
+    "enable_test_clock",
+    "advance",
+    "register_sql_hook",
+    "unregister_sql_hook",
+    "grant_access",
+    "revoke_access",
+}
 
 BROKEN = """
 select p.oid::regprocedure::text || ' ' || c.rule

@@ -126,8 +126,16 @@ def address(path: str | None) -> str:
 @click.option("--stage", type=click.Choice(["pre", "post"]), help="Apply one stage only.")
 @click.option("--plan", "how", flag_value="plan", help="Only show what would be applied.")
 @click.option("--sql", "how", flag_value="sql", help="Print it as a script for psql.")
+@click.option(
+    "--roles",
+    default="",
+    is_flag=False,
+    flag_value="procrastinate",
+    metavar="[PREFIX]",
+    help="Also make roles: PREFIX_owner, _client, _worker, _observer, _admin. [PREFIX: procrastinate]",
+)
 @click.pass_obj
-def migrate(app: str | None, stage: Any, how: str | None) -> None:
+def migrate(app: str | None, stage: Any, how: str | None, roles: str) -> None:
     """
     Create the schema, or bring it to this release.
 
@@ -136,11 +144,11 @@ def migrate(app: str | None, stage: Any, how: str | None) -> None:
     from pyprocrastinate import migrate
 
     if how is None:
-        steps = migrate.migrate(address(app), stage=stage)
+        steps = migrate.migrate(address(app), stage=stage, roles=roles)
         noun = "step" if len(steps) == 1 else "steps"
         click.echo(f"applied {len(steps)} {noun}" if steps else "nothing to apply")
         return
-    steps = migrate.plan(address(app), stage=stage)
+    steps = migrate.plan(address(app), stage=stage, roles=roles)
     if how == "sql":
         click.echo(migrate.script(steps))
     for step in steps if how == "plan" else ():

@@ -4,6 +4,7 @@ Bring a database's schema to this release, in steps that never stop the queue.
 The pre stage adds (`sql/migrations/pre/`), then loads all of `sql/functions/` in one transaction;
 the workers are upgraded; the post stage removes (`sql/migrations/post/`).
 What was applied is recorded with a checksum in `procrastinate.migration`.
+On request there are roles, too: for the owner, clients, workers, observers and admins.
 Migrators take turns: each holds an advisory lock from its first look to its last step.
 A step waits only a moment for a table, because everybody else queues up behind it; then it gives
 way and tries again later.
@@ -53,6 +54,13 @@ do $$ begin
 end $$;
 set local lock_timeout = '{:.0f}ms';
 """
+# All that is made belongs to the owner of the schema, whichever of its members makes it.
+_AS_OWNER = """\
+do $$ begin
+  perform set_config('role', pg_get_userbyid(nspowner), true) from pg_namespace where nspname = 'procrastinate';
+end $$;
+"""
+_ROLE = re.compile("[a-z_][a-z0-9_]{0,53}")  # with its ending, PostgreSQL keeps 63 characters
 
 
 class MigrationError(ProcrastinateException):
@@ -66,7 +74,7 @@ class Step:
     number: int
     stage: str
     slug: str
-    files: tuple[tuple[Path, str], ...]
+    files: tuple[tuple[Path, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,7 +86,12 @@ class Step:
     @property
     def sql(self) -> str:
         """Return what the step runs."""
-        return "\n".join(text for _, text in self.files)
+        return "\n".join(text for _, text in self.parts)
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Return what the step runs one after the other, and what an error calls it."""
+        return [(f"{path.parent.name}/{path.name}", text) for path, text in self.files]
 
     @property
     def checksum(self) -> str:
@@ -92,13 +105,37 @@ class Step:
         return not self.sql.startswith("-- no-transaction\n")
 
     @property
+    def settings(self) -> str:
+        """Return the statements that begin the step's transaction."""
+        return _SETTINGS.format(LOCK_TIMEOUT * 1000) + _AS_OWNER
+
+    @property
     def record(self) -> str:
         """Return the statement that records the step."""
         values = f"{self.number}, '{self.stage}', '{self.slug}', '{self.checksum}'"
         return f"insert into procrastinate.migration (number, stage, slug, checksum) values ({values});\n"  # noqa: S608
 
 
-def migrate(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
+class Roles(Step):
+    """The group roles whose names begin with the slug; that they are there is all their record."""
+
+    record = ""
+
+    @property
+    def name(self) -> str:
+        return f"roles {self.slug}_owner, _client, _worker, _observer, _admin"
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        return [(self.name, f"do $$ begin perform procrastinate._create_roles('{self.slug}'); end $$;\n")]
+
+    @property
+    def settings(self) -> str:
+        # who may make roles does so in that capacity, not as the owner of the schema
+        return _SETTINGS.format(LOCK_TIMEOUT * 1000)
+
+
+def migrate(conninfo: str = "", *, stage: Stage | None = None, roles: str = "") -> list[Step]:
     """
     Apply what is pending, and return it.
 
@@ -108,6 +145,8 @@ def migrate(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
     Args:
         conninfo: empty for $PROCRASTINATE_DSN, else libpq's PG* variables.
         stage: `pre` before the workers are upgraded, `post` after; by default both.
+        roles: what the names of five group roles begin with, such as `procrastinate`; none by default. Those that
+            are missing are created; the schema is given to the first, and the others are let in.
 
     Raises:
         MigrationError: a file was changed after it was applied, a table stays in use, …
@@ -117,17 +156,17 @@ def migrate(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
     with embedded.resolve(conninfo) as server, _connect(server) as guard, guard.transaction():
         _take_turn(guard)
         with _connect(server) as connection:
-            steps = _pending(connection, stage)
+            steps = _pending(connection, stage, roles)
             for step in steps:
                 _apply_patiently(connection, step)
                 logger.info("Applied %s", step.name)
     return steps
 
 
-def plan(conninfo: str = "", *, stage: Stage | None = None) -> list[Step]:
+def plan(conninfo: str = "", *, stage: Stage | None = None, roles: str = "") -> list[Step]:
     """Return what `migrate` would apply, in order, and change nothing."""
     with embedded.resolve(conninfo) as server, _connect(server) as connection:
-        return _pending(connection, stage)
+        return _pending(connection, stage, roles)
 
 
 def script(steps: list[Step]) -> str:
@@ -136,8 +175,7 @@ def script(steps: list[Step]) -> str:
     for step in steps:
         text = f"{step.sql}\n{step.record}"
         if step.in_transaction:
-            settings = _TURN + _SETTINGS.format(LOCK_TIMEOUT * 1000)
-            text = f"begin isolation level read committed;\n{settings}\n{text}commit;\n"
+            text = f"begin isolation level read committed;\n{_TURN}{step.settings}\n{text}commit;\n"
         parts.append(f"-- {step.name}\n{text}")
     return "\n".join(parts)
 
@@ -166,7 +204,7 @@ def _functions(number: int) -> Step:
     return Step(number, "functions", version("pyprocrastinate"), files)
 
 
-def _pending(connection: Connection, stage: Stage | None) -> list[Step]:
+def _pending(connection: Connection, stage: Stage | None, roles: str) -> list[Step]:
     record = _read_record(connection)
     pre, post = _steps("pre"), _steps("post")
     for step in (*pre, *post):
@@ -185,7 +223,25 @@ def _pending(connection: Connection, stage: Stage | None) -> list[Step]:
             f"the pre stage of this release is not applied: {first[0].name} is missing\n"
             "Run `pyprocrastinate migrate --stage pre` first"
         )
-    return {"pre": first, "post": last}.get(stage or "", first + last)
+    steps = {"pre": first, "post": last}.get(stage or "", first + last)
+    return [*steps, *_pending_roles(connection, roles)] if roles else steps
+
+
+def _pending_roles(connection: Connection, prefix: str) -> Iterator[Step]:
+    if not _ROLE.fullmatch(prefix):
+        raise MigrationError(
+            f"{prefix!r} is not what the name of a role begins with\nUse up to 54 of a to z, 0 to 9 and _"
+        )
+    # Five names that fit: all are made, and recorded, in one transaction.
+    query = """
+    select count(*) from (
+      select pg_get_userbyid(nspowner), 'owner' from pg_namespace where nspname = 'procrastinate'
+      union all select name, access from procrastinate.roles) as r (name, access)
+     where name = %s || '_' || access
+    """
+    there = connection.execute(b"select to_regclass('procrastinate.roles')").fetchone()
+    if there == (None,) or connection.execute(query.encode(), [prefix]).fetchone() != (5,):
+        yield Roles(0, "roles", prefix)
 
 
 def _pending_functions(connection: Connection, record: Record, known: set[tuple[int, str]]) -> Iterator[Step]:
@@ -213,8 +269,14 @@ def _read_record(connection: Connection) -> Record:
             f'the encoding of database "{connection.info.dbname}" is {encoding}, not UTF8\n'
             "Use a database made with: create database … encoding 'UTF8' template template0"
         )
-    there = "select to_regclass('procrastinate.migration'), to_regnamespace('procrastinate')"
-    (table, schema), *_ = connection.execute(there.encode()).fetchall()
+    query = "select pg_get_userbyid(nspowner), pg_has_role(nspowner, 'usage') from pg_namespace where nspname = %s"
+    schema = connection.execute(query.encode(), ["procrastinate"]).fetchone()
+    if schema and not schema[1]:
+        raise MigrationError(
+            f'the schema belongs to {schema[0]}, and "{connection.info.user}" is no member of that role\n'
+            f"Connect as {schema[0]}, or as somebody to whom it was granted"
+        )
+    (table,), *_ = connection.execute(b"select to_regclass('procrastinate.migration')").fetchall()
     query = "select number, stage, slug, checksum from procrastinate.migration"
     rows = connection.execute(query).fetchall() if table else []
     if schema and not rows:
@@ -268,24 +330,23 @@ def _apply_patiently(connection: Connection, step: Step) -> None:
 def _apply(connection: Connection, step: Step) -> None:
     if step.in_transaction:
         with connection.transaction():
-            connection.execute(_SETTINGS.format(LOCK_TIMEOUT * 1000).encode())
-            for path, text in step.files:
-                _run(connection, path, text)
+            connection.execute(step.settings.encode())
+            for where, text in step.parts:
+                _run(connection, where, text)
             connection.execute(step.record.encode())
     else:
         # Several statements in one message would be one transaction.
         for statement in ("set statement_timeout = 0", *step.sql.split(";\n"), step.record):
-            _run(connection, step.files[0][0], statement)
+            _run(connection, step.parts[0][0], statement)
 
 
-def _run(connection: Connection, path: Path, text: str) -> None:
+def _run(connection: Connection, where: str, text: str) -> None:
     try:
         connection.execute(text.encode())
     except (errors.LockNotAvailable, errors.DeadlockDetected):
         raise
     except psycopg.Error as error:
         diag = error.diag
-        where = f"{path.parent.name}/{path.name}"
         if diag.statement_position:
             where += f", line {text.count(chr(10), 0, int(diag.statement_position)) + 1}"
         refusal = REFUSALS.get(diag.sqlstate or "")

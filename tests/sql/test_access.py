@@ -1,0 +1,277 @@
+"""What `grant_access` lets a role do, and which queues it keeps a client to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def role(db: Any) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a role, a member of the roles given, with this access; it is gone after the test."""
+    made: list[str] = []
+
+    def role(access: str | None = None, queues: list[str] | None = None, member_of: tuple[str, ...] = ()) -> str:
+        made.append(name := f"role_{db.conn.info.backend_pid}_{next(_numbers)}")
+        db.conn.execute(f"create role {name}")
+        for group in member_of:
+            db.conn.execute(f"grant {group} to {name}")
+        if access:
+            db.call("grant_access", role=name, access=access, queues=queues)
+        return name
+
+    yield role
+    db.conn.execute("rollback; reset session authorization")
+    for name in reversed(made):
+        db.conn.execute(f"drop owned by {name}; drop role {name}")
+
+
+@pytest.fixture
+def logged_in(session: Callable[[], Any]) -> Callable[[str], Any]:
+    """Return a function that opens a session of a role."""
+
+    def logged_in(name: str) -> Any:
+        other = session()
+        other.conn.execute(f"set session authorization {name}")
+        return other
+
+    return logged_in
+
+
+@pytest.fixture
+def shop(role: Any, logged_in: Any) -> Any:
+    """Return a session of a client that is limited to the queues shop and mail."""
+    return logged_in(role("client", ["shop", "mail"]))
+
+
+REFUSED = ("JQ024", "may not use this queue")
+
+
+def refused(db: Any, call: Callable[[], Any]) -> None:
+    with db.refused("JQ024", detail="Its queues are: mail, shop.", hint="grant_access"):
+        call()
+
+
+def test_a_limited_client_defers_into_its_queues_only(db: Any, shop: Any) -> None:
+    assert shop.defer(queue="shop") == 1
+    assert shop.defer_many({"task": "t", "queue": "shop"}, {"task": "t", "queue": "mail", "queueing_lock": "q"})
+    for other in ({"queue": "bank"}, {}, {"queue": "Shop"}, {"queue": "bank", "queueing_lock": "x"}):
+        refused(db, lambda other=other: shop.defer(**other))
+        refused(db, lambda other=other: shop.defer_many({"task": "t", "queue": "shop"}, {"task": "t", **other}))
+    assert db.one("select count(*) from procrastinate.jobs") == 3
+
+
+def test_the_queue_counts_that_the_job_ends_up_in(db: Any, shop: Any) -> None:
+    db.call("register_task", name="pay", queue="bank")
+    db.call("register_task", name="sell", queue="shop")
+    assert shop.defer("sell")
+    assert shop.defer_many({"task": "sell"})
+    refused(db, lambda: shop.defer("pay"))
+    refused(db, lambda: shop.defer_many({"task": "pay"}))
+
+
+def test_a_waiting_job_of_another_queue_is_not_replaced(db: Any, shop: Any) -> None:
+    mine = db.defer(queue="bank", queueing_lock="q")
+    more = {"queue": "shop", "queueing_lock": "q"}
+    refused(db, lambda: shop.defer(on_conflict="replace", **more))
+    refused(db, lambda: shop.defer_many({"task": "t", **more}, on_conflict="replace"))
+    with db.refused("23505", f"job {mine} with the same queueing lock is waiting"):
+        shop.defer(**more)
+    assert shop.defer(on_conflict="ignore", **more) == mine
+    assert db.job(mine).queue == "bank"
+    own = db.defer(queue="mail", queueing_lock="own")
+    assert shop.defer(queue="shop", queueing_lock="own", on_conflict="replace") == own
+
+
+def test_it_cancels_and_retries_there_only(db: Any, shop: Any, worker: Any) -> None:
+    ended, running, waiting = (db.defer(queue="bank") for _ in range(3))
+    jobs = worker.fetch(2)
+    worker.finish(jobs[0])
+    assert (jobs[0].id, jobs[1].id) == (ended, running)
+    refused(db, lambda: shop.value("cancel", job_id=waiting))
+    refused(db, lambda: shop.value("cancel", job_id=waiting, delete=True))
+    refused(db, lambda: shop.value("cancel", job_id=running, abort=True))
+    refused(db, lambda: shop.value("retry", job_id=ended))
+    refused(db, lambda: shop.value("retry", job_id=ended, queue="shop"))
+    refused(db, lambda: shop.value("retry", job_id=running, queue="shop"))
+    assert [db.job(job).status for job in (ended, running, waiting)] == ["succeeded", "doing", "todo"]
+    assert db.job(running).abort_requested is False
+
+    own = db.defer(queue="shop")
+    assert shop.value("cancel", job_id=own) == "cancelled"
+    refused(db, lambda: shop.value("retry", job_id=own, queue="bank"))
+    assert shop.value("retry", job_id=own, queue="mail") is True
+    assert db.job(own).queue == "mail"
+
+
+def test_rights_add_up_over_memberships(db: Any, role: Any, logged_in: Any) -> None:
+    shop, mail = role("client", ["shop"]), role("client", ["mail"])
+    both = logged_in(role(member_of=(shop, mail)))
+    assert both.defer(queue="shop")
+    assert both.defer(queue="mail")
+    with db.refused("JQ024", detail="Its queues are: mail, shop."):
+        both.defer(queue="bank")
+    for access in ("client", "worker", "admin"):
+        other = logged_in(role(member_of=(shop, role(access))))
+        assert other.defer(queue="bank"), f"{access} is not limited"
+    with db.refused("JQ024"):
+        logged_in(role(member_of=(shop, role("observer")))).defer(queue="bank")
+
+
+def test_a_client_without_queues_and_the_owner_are_not_limited(db: Any, shop: Any, role: Any, logged_in: Any) -> None:
+    assert logged_in(role("client")).defer(queue="bank")
+    assert db.defer(queue="bank")
+    by_hand = role()
+    db.conn.execute(f"grant usage on schema procrastinate to {by_hand}")
+    db.conn.execute(f"grant execute on function procrastinate.defer to {by_hand}")
+    assert logged_in(by_hand).defer(queue="bank")
+
+
+def test_no_set_role_and_no_setting_gets_around_it(db: Any, role: Any, logged_in: Any) -> None:
+    group = role("client", ["shop"])
+    session = logged_in(role(member_of=(group,)))
+    session.conn.execute(f"set role {group}")
+    with db.refused("JQ024"):
+        session.defer(queue="bank")
+    for setting in ("procrastinate.in_hook = on", "role = none", "search_path = pg_temp"):
+        session.conn.execute(f"set {setting}")
+        with db.refused("JQ024"):
+            session.defer(queue="bank")
+
+
+def test_an_empty_list_of_queues_is_none_of_them(db: Any, role: Any, logged_in: Any) -> None:
+    nowhere = logged_in(role("client", []))
+    with db.refused("JQ024", detail="Its queues are: none."):
+        nowhere.defer()
+
+
+def test_a_later_grant_replaces_the_queues(db: Any, role: Any, logged_in: Any) -> None:
+    name = role("client", ["shop"])
+    client = logged_in(name)
+    with db.refused("JQ024"):
+        client.defer()
+    db.call("grant_access", role=name, access="client", queues=["default"])
+    assert client.defer()
+    with db.refused("JQ024"):
+        client.defer(queue="shop")
+    db.call("grant_access", role=name, access="client")
+    assert client.defer(queue="shop")
+    assert db.rows("select * from procrastinate.roles") == [(name, "client", None)]
+    assert db.one("select limited from procrastinate.config") is False
+
+
+def test_a_renamed_role_keeps_its_limits_and_a_dropped_one_is_forgotten(db: Any, role: Any, logged_in: Any) -> None:
+    name = role("client", ["shop"])
+    client = logged_in(name)
+    db.conn.execute(f"alter role {name} rename to {name}_more")
+    try:
+        with db.refused("JQ024"):
+            client.defer()
+        assert db.rows("select name from procrastinate.roles") == [(f"{name}_more",)]
+    finally:
+        db.conn.execute(f"alter role {name}_more rename to {name}")
+    gone = f"gone_{db.conn.info.backend_pid}"
+    db.conn.execute(f"create role {gone}")
+    db.call("grant_access", role=gone, access="client", queues=["shop"])
+    db.conn.execute(f"drop owned by {gone}; drop role {gone}")
+    assert db.rows("select name from procrastinate.roles") == [(name,)]
+    db.one("select procrastinate._grant_all()")
+
+
+def test_a_revoked_role_may_nothing(db: Any, role: Any, logged_in: Any) -> None:
+    name = role("client", ["shop"])
+    db.call("grant_access", role=name, access="observer")
+    session = logged_in(name)
+    assert session.rows("select name from procrastinate.queues") == []
+    db.call("revoke_access", role=name)
+    for query in (
+        "select procrastinate.defer('t')",
+        "select name from procrastinate.queues",
+        "select procrastinate.now_()",
+    ):
+        with db.refused("42501"):
+            session.one(query)
+    assert db.rows("select * from procrastinate.roles") == []
+    assert db.one("select limited from procrastinate.config") is False
+    assert not db.one("select has_schema_privilege(%s, 'procrastinate', 'usage')", name)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "arguments"),
+    [
+        ("22023", {"access": "owner"}),
+        ("22023", {"access": None}),
+        ("22023", {"access": "worker", "queues": ["shop"]}),
+        ("42704", {"role": "no such role"}),
+        ("42704", {"role": "public"}),
+        ("42704", {"role": None}),
+        ("JQ014", {"queues": [""]}),
+        ("JQ014", {"queues": ["x" * 129]}),
+        ("JQ014", {"queues": [None]}),
+    ],
+)
+def test_what_cannot_be_granted_is_refused(db: Any, role: Any, sqlstate: str, arguments: dict[str, Any]) -> None:
+    with db.refused(sqlstate):
+        db.call("grant_access", **{"role": role(), "access": "client"} | arguments)
+    assert db.rows("select * from procrastinate.roles") == []
+
+
+def test_only_the_owner_grants_and_revokes(db: Any, role: Any, logged_in: Any) -> None:
+    for access in ("client", "worker", "observer", "admin"):
+        name = role(access)
+        # even where it was let in by hand
+        db.conn.execute(f"grant execute on all functions in schema procrastinate to {name}")
+        session = logged_in(name)
+        for call in ("grant_access(%s, 'admin')", "revoke_access(%s)", "_create_roles(%s)", "_set_owner(%s)"):
+            with db.refused("42501"):
+                session.one(f"select procrastinate.{call}", name)
+    assert db.one("select count(*) from procrastinate.roles") == 4
+
+
+def test_a_role_of_any_name_is_let_in(db: Any, logged_in: Any) -> None:
+    name = f'we"ird; drop {db.conn.info.backend_pid}'
+    quoted = '"' + name.replace('"', '""') + '"'
+    db.conn.execute(f"create role {quoted}")
+    try:
+        db.call("grant_access", role=name, access="client", queues=["q"])
+        assert logged_in(quoted).defer(queue="q")
+        db.call("revoke_access", role=name)
+        assert db.rows("select * from procrastinate.roles") == []
+    finally:
+        db.conn.execute(f"drop owned by {quoted}; drop role {quoted}")
+
+
+def test_schedules_and_retries_of_limited_jobs_go_on(db: Any, role: Any, logged_in: Any, worker: Any) -> None:
+    """A worker that also is a limited client fires schedules of all queues."""
+    both = logged_in(role(member_of=(role("client", ["shop"]), role("worker"))))
+    db.call("schedule", name="s", task="t", cron="* * * * *", queue="bank")
+    db.advance("2 minutes")
+    assert [row.kind for row in both.rows("select kind from procrastinate.tick_v1() where kind is not null")] == [
+        "scheduled"
+    ]
+
+
+def test_an_observer_reads_no_value_of_a_job(db: Any, role: Any, logged_in: Any, secret: str, worker: Any) -> None:
+    db.defer(args={"a": secret}, headers={"h": secret})
+    db.call("schedule", name="s", task="t", cron="* * * * *", args={"a": secret})
+    worker.fail(worker.take(), error=f"{secret}Error")
+    observer = logged_in(role("observer"))
+    for column in ("args", "headers", "error_message", "result", "*"):
+        with db.refused("42501"):
+            observer.rows(f"select {column} from procrastinate.jobs")
+    # not by a condition, whoever thinks of one
+    for condition in ("args ->> 'a' = 's3cr3t'", "(1 / length(args ->> 'a'))::bool", "jobs::text like '%s3%'"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            observer.conn.execute(f"select id from procrastinate.jobs where {condition}")
+    for view, column in (("events", "detail"), ("schedules", "args"), ("sql_hooks", "last_error")):
+        with db.refused("42501"):
+            observer.rows(f"select {column} from procrastinate.{view}")
+    assert observer.rows("select id, status, task, error_class from procrastinate.jobs")
+    assert observer.rows("select jobs_count from procrastinate.count_jobs_v1('queue')")
+    assert observer.rows("select name, live from procrastinate.schedules") == [("s", True)]
