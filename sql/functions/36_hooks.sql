@@ -28,6 +28,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_found boolean;
 begin
+  -- as one that registers does, or the note would be without that one's
+  perform from procrastinate.config as c for update;
   delete from procrastinate.sql_hook as h
    where h.event = unregister_sql_hook.event
      and h.function in (unregister_sql_hook.function, procrastinate._hook_name(to_regprocedure(unregister_sql_hook.function)));

@@ -22,7 +22,8 @@ do $$
 declare
   v_table text;
 begin
-  foreach v_table in array array['job', 'done', 'event', 'worker', 'tick', 'config'] loop
+  foreach v_table in array array[
+    'job', 'done', 'event', 'worker', 'tick', 'config', 'task', 'schedule', 'sql_hook', 'role'] loop
     execute format('drop table if exists gates.%I', v_table);
     execute format('create table gates.%1$I as table procrastinate.%1$I', v_table);
   end loop;
@@ -34,7 +35,8 @@ do $$
 declare
   v_table text;
 begin
-  foreach v_table in array array['job', 'done', 'event', 'worker', 'tick', 'config'] loop
+  foreach v_table in array array[
+    'job', 'done', 'event', 'worker', 'tick', 'config', 'task', 'schedule', 'sql_hook', 'role'] loop
     execute format('delete from procrastinate.%I', v_table);
     execute format(
       'insert into procrastinate.%1$I overriding system value table gates.%1$I', v_table);

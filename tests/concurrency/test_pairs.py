@@ -1,0 +1,201 @@
+"""
+Every two functions that can meet on a row, in two sessions at once.
+
+One is called in a transaction that stays open; the other is called meanwhile, and ends or waits; then the first
+commits. What comes of it is what would come of one after the other, in some order: the same rows, the same refusals.
+So nobody waits for ever, no change is lost, and no client meets an error that it would not meet alone.
+Functions that pass over what others hold may leave a row as if they had not been called; no row is otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import gates
+import psycopg
+import pytest
+from scenes import OPERATIONS, OTHERS, READERS, SCENES, Operation, Scene, check
+from sessions import Session
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+Connection = psycopg.Connection[Any]
+Outcome = tuple[tuple[str | None, ...], list[str]]
+
+CALLS = OPERATIONS | OTHERS
+
+# All that stays, without times and tokens. Only old jobs are told by their ids: sequences take nothing back. A job that
+# is due may be a candidate or stand behind one, which a fetch finds out.
+ROWS = """
+select array(
+  select t || ' ' || jsonb_strip_nulls(
+      r - '{token,deferred_at,scheduled_at,started_at,finished_at,worker_id,result,at,updated_at,created_at}'::text[]
+        - '{registered_at,heartbeat_at,idle_at,next_tick,last_tick,clock_offset,id,detail}'::text[]
+      || case when t in ('job', 'done') and (r ->> 'id')::int < 10000000 then jsonb_build_object('id', r -> 'id')
+              else '{}' end
+      || case when t = 'job' and r ->> 'state' in ('r', 'w', 'b') then '{"state": "waits"}' else '{}' end::jsonb)::text
+    from (
+      select 'job', to_jsonb(j) from procrastinate.job as j
+      union all select 'done', to_jsonb(d) from procrastinate.done as d
+      union all select 'event', to_jsonb(e) from procrastinate.event as e
+      union all select 'worker', to_jsonb(w) from procrastinate.worker as w
+      union all select 'task', to_jsonb(k) from procrastinate.task as k
+      union all select 'schedule', to_jsonb(s) from procrastinate.schedule as s
+      union all select 'hook', to_jsonb(h) from procrastinate.sql_hook as h
+      union all select 'role', to_jsonb(a) from procrastinate.role as a
+      union all select 'config', to_jsonb(c) from procrastinate.config as c) as u (t, r)
+   order by 1)
+"""
+# The tables in which it locks or writes rows.
+TOUCHED = """
+select relation::regclass::text from pg_locks
+ where pid = pg_backend_pid() and locktype = 'relation' and mode in ('RowShareLock', 'RowExclusiveLock')
+   and relation in (select oid from pg_class where relnamespace = 'procrastinate'::regnamespace and relkind = 'r')
+"""
+
+
+def function_of(operation: Operation) -> str:
+    """Return the name of the function that an operation calls."""
+    names = dict.fromkeys([f"worker {n}" for n in "abc"], 1)
+    jobs = dict.fromkeys(("running", "second", "third", "fourth", "better"), 1)
+    query, _ = operation(Scene(jobs, {"running": 1}, {n.removeprefix("worker "): 1 for n in names}))
+    found = re.search(r"procrastinate\.(\w+)\(", query)
+    assert found
+    return found[1]
+
+
+FUNCTIONS = {name: function_of(operation) for name, operation in CALLS.items()}
+SKIPPERS = {"fetch_v1", "finish_v1", "purge", "tick_v1", "unregister_worker_v1", "work_v1"}
+# One call for each function; with --long, all.
+ONE_EACH = list({function: name for name, function in reversed(FUNCTIONS.items())}.values())
+
+
+def test_every_function_is_called_or_only_reads(conn: Connection) -> None:
+    public = conn.execute(
+        r"select proname from pg_proc where pronamespace = 'procrastinate'::regnamespace and proname not like '\_%'"
+    )
+    assert {name for (name,) in public} == set(FUNCTIONS.values()) | READERS, "give the new one a call"
+    assert not READERS & set(FUNCTIONS.values())
+
+
+class Stage:
+    """Plays two calls, at once or one after the other, always from the same scene."""
+
+    def __init__(self, conn: Connection, one: Session, two: Session, scene: str) -> None:
+        self.conn, self.sessions = conn, (one, two)
+        conn.execute("create schema if not exists gates")
+        conn.execute("create or replace function public.hook(bigint[]) returns void language sql as ''")
+        self.scene = SCENES[scene](conn)
+        conn.execute("select procrastinate.schedule('s', 't', '0 0 1 1 *')")
+        conn.execute(gates.SAVE)
+        self._orders: dict[tuple[str, ...], Outcome] = {}
+        self._checked: set[str] = set()
+
+    def touched(self, name: str) -> set[str]:
+        """Return the tables in which a call locks rows."""
+        self.conn.execute(gates.RESTORE)
+        with self.conn.transaction(force_rollback=True):
+            try:
+                with self.conn.transaction():
+                    self.conn.execute(*self._call(name))
+            except psycopg.Error:
+                return set()
+            return {table for (table,) in self.conn.execute(TOUCHED).fetchall()}
+
+    def one_by_one(self, *names: str) -> Outcome:
+        """Return what comes of calls one after the other: their refusals, and all rows."""
+        if names not in self._orders:
+            self.conn.execute(gates.RESTORE)
+            calls = zip(names, self.sessions, strict=False)
+            refusals = [self._refusal(session.start(*self._flat(name)).rows) for name, session in calls]
+            self._orders[names] = (tuple(refusals), self._rows())
+        return self._orders[names]
+
+    def at_once(self, first: str, second: str) -> Outcome:
+        """Return the same, the second called before the first one's transaction has ended."""
+        one, two = self.sessions
+        self.conn.execute(gates.RESTORE)
+        one.run("begin")
+        refusal = self._refusal(lambda: one.run(*self._flat(first)))
+        step = two.start(*self._flat(second))
+        while not (step.done() or two.waits()):
+            pass
+        one.run("commit")
+        outcome = ((refusal, self._refusal(step.rows)), self._rows())
+        if str(outcome) not in self._checked:
+            self._checked.add(str(outcome))
+            check(self.conn, f"{first} | {second}")
+        return outcome
+
+    def _rows(self) -> list[str]:
+        return list((self.conn.execute(ROWS).fetchone() or ([],))[0])
+
+    def _call(self, name: str) -> tuple[str, tuple[Any, ...]]:
+        return CALLS[name](self.scene)
+
+    def _flat(self, name: str) -> tuple[Any, ...]:
+        query, parameters = self._call(name)
+        return query, *parameters
+
+    def _refusal(self, call: Callable[[], Any]) -> str | None:
+        try:
+            call()
+        except psycopg.Error as error:
+            return error.sqlstate
+        return None
+
+
+def broken(stage: Stage, names: list[str]) -> list[str]:
+    """Return those pairs of which something comes that no order explains."""
+    touched = {name: stage.touched(name) for name in names}
+    pairs = [(first, second) for first in names for second in names if touched[first] & touched[second]]
+    assert len(pairs) > len(names)
+    return [said for pair in pairs if (said := difference(stage, *pair))]
+
+
+def difference(stage: Stage, first: str, second: str) -> str:
+    """Return what comes of two calls at once that comes of no order, or nothing."""
+    refusals, rows = stage.at_once(first, second)
+    forth, back = stage.one_by_one(first, second), stage.one_by_one(second, first)
+    orders = [forth, (back[0][::-1], back[1])]
+    if (refusals, rows) in orders:
+        return ""
+    where = f"{first} | {second}: "
+    if any(refusal not in {order[0][n] for order in orders} for n, refusal in enumerate(refusals)):
+        return f"{where}{refusals}, not {[order[0] for order in orders]}"
+    if {FUNCTIONS[first], FUNCTIONS[second]} & SKIPPERS:
+        orders += [stage.one_by_one(first), stage.one_by_one(second)]
+        explained = set().union(*(order[1] for order in orders))
+        strange = [row for row in rows if row not in explained]
+        return where + "\n  ".join(["rows of no order", *strange]) if strange else ""
+    changes = [f"has {set(rows) - set(order)}, lacks {set(order) - set(rows)}" for _, order in orders]
+    return where + "\n  ".join(["neither", *changes])
+
+
+@pytest.fixture
+def play(conn: Connection, session: Callable[[], Session]) -> Callable[[str], Stage]:
+    return lambda scene: Stage(conn, session(), session(), scene)
+
+
+def test_every_two_functions_that_meet_on_a_row(play: Callable[[str], Stage]) -> None:
+    found = broken(play("held"), ONE_EACH)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_two_calls_in_every_scene(play: Callable[[str], Stage], scene: str) -> None:
+    stage = play(scene)
+    names = [name for name in CALLS if _can_be_called(stage, name)]
+    found = broken(stage, names)
+    assert not found, "\n".join(found)
+
+
+def _can_be_called(stage: Stage, name: str) -> bool:
+    try:
+        CALLS[name](stage.scene)
+    except KeyError:
+        return False
+    return True
