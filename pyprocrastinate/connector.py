@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from pyprocrastinate import embedded, exceptions, operations, payload, wires
+from pyprocrastinate.jobs import plain
 from pyprocrastinate.operations import Call
 
 T = TypeVar("T")
@@ -255,7 +256,7 @@ class PsycopgConnector(SyncPsycopgConnector):
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
     if notice.severity_nonlocalized == "WARNING":
         text = f"{notice.message_primary}. {notice.message_detail or ''}".rstrip()
-        logger.warning("%s", text, extra={"action": "database_warning"})
+        logger.warning("%s", plain(text), extra={"action": "database_warning"})
 
 
 def _of_type(connection: Any, kind: type[T]) -> T:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyprocrastinate import operations
 from pyprocrastinate.execution import Run
 from pyprocrastinate.hookspecs import RescuedJob, Tick
-from pyprocrastinate.jobs import call_string, printed
+from pyprocrastinate.jobs import call_string, plain, printed
 
 if TYPE_CHECKING:
     from pyprocrastinate.worker import Worker
@@ -63,7 +63,7 @@ class JobLog:
             return
         level, action, text = self._ending(run, status, retry_at)
         duration = run.ended_at - run.started_at
-        result = f" - Result: {printed(run.result, str)}"[:_RESULT_LENGTH] if run.outcome == "succeeded" else ""
+        result = f" - Result: {plain(printed(run.result, str))}"[:_RESULT_LENGTH] if run.outcome == "succeeded" else ""
         times = {"start_timestamp": run.timestamp, "duration": duration, "end_timestamp": run.timestamp + duration}
         text = f"Job %s {text}, lasted %.3f s%s"
         self._log(level, run, action, text, self._name(run), duration, result, result=run.result, **times)

@@ -78,9 +78,7 @@ class Job:
 
     def log_context(self, *, log_args: bool = True) -> dict[str, Any]:
         """Return what log records carry as `job`."""
-        context = self.asdict()
-        if not log_args:
-            context["task_kwargs"] = {}
+        context = self.asdict() | ({} if log_args else {"task_kwargs": {}})
         for name in ("scheduled_at", "deferred_at"):
             context[name] = context[name] and context[name].isoformat()
         context["call_string"] = call_string(self.task_name, self.id, self.task_kwargs if log_args else None)
@@ -119,7 +117,12 @@ def printed(value: Any, how: Callable[[Any], str] = repr) -> str:
         return f"<{type(value).__name__} that cannot be printed: {type(error).__name__}>"
 
 
+def plain(text: str) -> str:
+    """Return the text with an escape for each character that is not printable: a name must forge no line of a log."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def call_string(task_name: str, job_id: int | None, kwargs: Mapping[str, Any] | None) -> str:
     """Write a job as a call; without kwargs, three dots stand for them."""
     shown = "..." if kwargs is None else ", ".join(f"{key}={printed(value)}" for key, value in kwargs.items())
-    return f"{task_name}{'' if job_id is None else f'[{job_id}]'}({shown})"
+    return plain(f"{task_name}{'' if job_id is None else f'[{job_id}]'}({shown})")

@@ -21,7 +21,7 @@ from pyprocrastinate import exceptions, operations
 from pyprocrastinate.execution import Execution, Run
 from pyprocrastinate.job_context import AbortReason
 from pyprocrastinate.joblog import JobLog
-from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.jobs import DeleteJobCondition, plain
 from pyprocrastinate.link import Link, Unreachable
 from pyprocrastinate.outcomes import Describer, Outbox
 from pyprocrastinate.protocol import check_protocol
@@ -140,7 +140,7 @@ class Shift:
         self._hungry, self._scan = True, None
         queues = self.worker.queues
         extra = {"action": "start_worker", "worker_id": self.worker_id, "queues": queues}
-        on = "all queues" if queues is None else ", ".join(queues)
+        on = "all queues" if queues is None else plain(", ".join(queues))
         self.logger.info("Started worker %s on %s", self.worker_id, on, extra=extra)
 
     async def _leave(self) -> None:

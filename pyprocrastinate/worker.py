@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import exceptions, operations, payload, periodic
 from pyprocrastinate.job_context import JobContext
-from pyprocrastinate.jobs import DeleteJobCondition
+from pyprocrastinate.jobs import DeleteJobCondition, plain
 from pyprocrastinate.middleware import Middleware, checked, is_async
 from pyprocrastinate.protocol import PROTOCOL
 from pyprocrastinate.shift import Shift
@@ -89,7 +89,7 @@ class Worker:
         self.task_middleware = checked(self.task_middleware)
         self.worker_middleware: list[Middleware] = checked(self.worker_middleware, kind=True)
         self.delete_jobs = DeleteJobCondition(self.delete_jobs)
-        self.logger = logging.getLogger(f"{__name__}.{self.worker_name}")
+        self.logger = logging.getLogger(f"{__name__}.{plain(self.worker_name)}")
         self._shift: Shift | None = None
         self._stop_requested = False
 

@@ -67,10 +67,12 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
+            from pyprocrastinate.jobs import plain
             from pyprocrastinate_cli._explain import explain, mask
 
             if ctx.params["verbose"]:
-                click.echo(mask("".join(traceback.format_exception(error))), err=True)
+                lines = mask("".join(traceback.format_exception(error))).split("\n")
+                click.echo("\n".join(map(plain, lines)), err=True)
             raise click.ClickException(explain(error)) from error
 
 
@@ -230,6 +232,8 @@ def defer(
     JSON_ARGS are its arguments, as in '{"to": "a@b.c"}'. A time without a zone is UTC.
     """
     from pyprocrastinate.exceptions import AlreadyEnqueued, TaskNotFound
+    from pyprocrastinate.jobs import call_string
+    from pyprocrastinate_cli._explain import describe
 
     if schedule_at is not None and seconds is not None:
         raise click.UsageError("--at and --in exclude each other")
@@ -250,11 +254,11 @@ def defer(
         except AlreadyEnqueued as error:
             if not ignore_already_enqueued:
                 raise
-            click.echo(f"{error} (ignored)", err=True)
+            click.echo(f"{describe(error)} (ignored)", err=True)
             return
         # Said only of a job that there is.
-        shown = ", ".join(f"{name}={value!r}" for name, value in args.items())
-        click.echo(f"Launching a job: {task}({shown if app.log_args else '…'})", err=True)
+        call = call_string(task, None, args if app.log_args else None)
+        click.echo(f"Launching a job: {call}", err=True)
         click.echo(job_id)
 
 

@@ -12,6 +12,7 @@ import psycopg
 
 from pyprocrastinate.embedded import EmbeddedError
 from pyprocrastinate.exceptions import ProcrastinateException
+from pyprocrastinate.jobs import plain
 
 _ADVICE = {
     "3F000 42883 42P01": "Run `pyprocrastinate migrate`",
@@ -45,7 +46,7 @@ def describe(error: BaseException) -> str:
         diag = error.diag
         parts = [diag.message_primary or "", diag.message_detail or "", diag.message_hint or ""]
     sentences = [" ".join(part.split()).rstrip(".:?") for part in parts if part.strip()]
-    return mask(". ".join(sentences)) or type(error).__name__
+    return plain(mask(". ".join(sentences))) or type(error).__name__
 
 
 def explain(error: BaseException) -> str:

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyprocrastinate.jobs import plain
+
 if TYPE_CHECKING:
     from pyprocrastinate.jobs import Job
     from pyprocrastinate.manager import JobManager
@@ -23,13 +25,13 @@ def job_line(job: Job, *, details: bool = False) -> str:
             f" (attempts={job.attempts}, priority={job.priority}, scheduled_at={job.scheduled_at}, "
             f"args={job.task_kwargs}, lock={job.lock})"
         )
-    return line
+    return plain(line)
 
 
 def count_line(counts: dict[str, Any]) -> str:
     """Return the counts of a queue, a task or a lock on one line."""
     by_status = ", ".join(f"{status}: {count}" for status, count in list(counts.items())[2:])
-    return f"{counts['name']}: {counts['jobs_count']} jobs ({by_status})"
+    return plain(f"{counts['name']}: {counts['jobs_count']} jobs ({by_status})")
 
 
 class Shell(cmd.Cmd):
