@@ -75,17 +75,25 @@ class Run:
     @property
     def job(self) -> Job:
         if self._job is None:
-            fields = dict(zip(operations.CLAIM, self.claim, strict=False))
-            del fields["token"]
-            for name in ("scheduled_at", "deferred_at"):
-                fields[name] = operations.moment(fields[name])
-            fields |= {
-                "status": "doing",
-                "task_kwargs": self.kwargs,
-                "headers": self.headers,
-                "worker_id": self.worker_id,
-            }
-            self._job = Job(**fields)
+            job_id, _, task, queue, _, _, attempts, priority, lock, queueing_lock, due, deferred, aborted = self.claim[
+                :13
+            ]
+            self._job = Job(
+                id=job_id,
+                status="doing",
+                queue=queue,
+                priority=priority,
+                lock=lock,
+                queueing_lock=queueing_lock,
+                task_name=task,
+                task_kwargs=self.kwargs,
+                scheduled_at=operations.moment(due),
+                attempts=attempts,
+                abort_requested=aborted,
+                worker_id=self.worker_id,
+                headers=self.headers,
+                deferred_at=operations.moment(deferred),
+            )
         return self._job
 
     def abort(self, reason: AbortReason) -> None:

@@ -60,7 +60,7 @@ class Hooks:
     def observe(self, hook: str, **arguments: Any) -> None:
         """Have all plugins told that have this hook."""
         for each in self.implementations[hook]:
-            observers.put(each, partial(each, **arguments))
+            observers.put(each, arguments)
 
     @contextmanager
     def wrap_defer(self, app: App, jobs: Callable[[], list[Job]]) -> Iterator[dict[str, Any]]:

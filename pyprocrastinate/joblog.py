@@ -48,15 +48,15 @@ class JobLog:
         return self.logger.isEnabledFor(logging.INFO) or self._hooks.has("job_finished")
 
     def started(self, run: Run) -> None:
-        if self.wanted:
+        if self.logger.isEnabledFor(logging.INFO):
             self._log(logging.INFO, run, "start_job", "Starting job %s", self._name(run))
         if self._hooks.has("job_started"):
-            self._tell("job_started", job=run.job)
+            self._hooks.observe("job_started", worker=self._worker, job=run.job)
 
     def ended(self, run: Run, status: str | None, retry_at: str | None) -> None:
         """The database has taken note: the job's status is now this."""
         self._finished(run, status, retry_at)
-        if run.described is None and not self.wanted:
+        if run.described is None and not self.logger.isEnabledFor(logging.INFO):
             return
         if status == "succeeded" and run.error is not None:
             self.warn(run, "job_error_after_completion", "was completed, then failed")
@@ -102,9 +102,9 @@ class JobLog:
             Tick(x["schedule"], datetime.fromisoformat(x["tick"]), i) for kind, i, x in events if kind == "scheduled"
         ]
         if rescued:
-            self._tell("jobs_rescued", jobs=rescued)
+            self._hooks.observe("jobs_rescued", worker=self._worker, jobs=rescued)
         if ticks:
-            self._tell("schedules_fired", ticks=ticks)
+            self._hooks.observe("schedules_fired", worker=self._worker, ticks=ticks)
 
     def void(self, run: Run, action: str, message: str, *args: Any) -> None:
         """A run does not count."""
@@ -114,19 +114,16 @@ class JobLog:
     def _finished(self, run: Run, status: str | None, retry_at: str | None) -> None:
         begun = run.outcome != "released" and (run.outcome, status) != ("unknown_task", "todo")
         if begun and self._hooks.has("job_finished"):
-            times = {"duration": run.ended_at - run.started_at, "retry_at": _moment(retry_at)}
-            self._tell("job_finished", job=run.job, status=status, exception=run.error, **times)
-
-    def _tell(self, hook: str, **arguments: Any) -> None:
-        self._hooks.observe(hook, worker=self._worker, **arguments)
+            duration, again = run.ended_at - run.started_at, _moment(retry_at) if retry_at else None
+            details = {"status": status, "duration": duration, "retry_at": again, "exception": run.error}
+            self._hooks.observe("job_finished", worker=self._worker, job=run.job, **details)
 
     def warn(self, run: Run, action: str, message: str, *args: Any) -> None:
         self._log(logging.WARNING, run, action, f"Job %s {message}", self._name(run), *args)
 
     def abort_requested(self, run: Run) -> None:
-        if self.wanted:
-            self._log(logging.INFO, run, "abort_job", "Job %s is asked to stop", self._name(run))
-        self._tell("job_abort_requested", job=run.job, reason=run.reason)
+        self._log(logging.INFO, run, "abort_job", "Job %s is asked to stop", self._name(run))
+        self._hooks.observe("job_abort_requested", worker=self._worker, job=run.job, reason=run.reason)
 
     def _name(self, run: Run) -> str:
         return call_string(run.claim[2], run.id, run.kwargs if self._log_args else None)
@@ -141,7 +138,7 @@ class JobLog:
         self.logger.log(level, message, *args, exc_info=error, extra=extra)
 
 
-def _moment(text: str | None) -> datetime | None:
+def _moment(text: str) -> datetime | None:
     with suppress(ValueError):  # beyond what a datetime can hold
-        return datetime.fromisoformat(text) if text else None
+        return datetime.fromisoformat(text)
     return None

@@ -209,13 +209,6 @@ class Outcomes:
         }
 
 
-# The columns of a claim, by the names of a job's fields.
-CLAIM = (
-    *("id", "token", "task_name", "queue", "task_kwargs", "headers", "attempts", "priority", "lock", "queueing_lock"),
-    *("scheduled_at", "deferred_at", "abort_requested"),
-)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
     """What `work_v1` gave: claims (rows of 13 columns and two more), verdicts, and where to scan next."""

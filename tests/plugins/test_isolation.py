@@ -502,11 +502,10 @@ def test_the_command_lists_plugins_and_their_hooks(install, command, tmp_path):
 
 async def test_each_call_can_be_traced(open_app, drain, status, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    app = await open_app(good("job_started", [], "traced"), good("wrap_job", [], "too"))
-    await goes_well(app, drain, status)
+    plugins = good("job_started", [], "traced"), good("wrap_job", [], "too")
+    await goes_well(await open_app(*plugins), drain, status)
     assert "Plugin traced" not in caplog.text
     monkeypatch.setenv("PROCRASTINATE_TRACE_HOOKS", "1")
-    await app.configure_task("ok").defer_async()
-    await drain(app)
+    await goes_well(await open_app(*plugins), drain, status)
     assert "Plugin traced, job_started: called" in caplog.text
     assert "Plugin too, wrap_job: called" in caplog.text

@@ -74,13 +74,17 @@ class Implementation:
     function: Callable[..., Any]
     argnames: Iterable[str]
     overdue: int = 0
+    traced: bool = dataclasses.field(default_factory=lambda: os.environ.get("PROCRASTINATE_TRACE_HOOKS", "0") != "0")
 
     def __call__(self, **arguments: Any) -> Any:
+        return self.call(arguments)
+
+    def call(self, arguments: dict[str, Any]) -> Any:
         if self.overdue >= _MOST_OVERDUE:
             return None
-        if os.environ.get("PROCRASTINATE_TRACE_HOOKS", "0") != "0":
+        if self.traced:
             self.log(logging.INFO, "called")
-        return self.function(*[arguments[name] for name in self.argnames])
+        return self.function(*map(arguments.__getitem__, self.argnames))
 
     def ask(self, seconds: float, context: Context, function: Callable[..., Any], *args: Any) -> Any:
         """Call something of the plugin's in another thread, in this context."""
@@ -135,12 +139,12 @@ class Observers:
     """The thread that calls observers, of all apps, and the one that watches it; both begin with the first call."""
 
     def __init__(self) -> None:
-        self._waiting: SimpleQueue[tuple[Implementation | None, Callable[[], Any]]] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[Implementation, dict[str, Any]] | threading.Event] = SimpleQueue()
         # Whoever takes a call out has the say: the thread that was busy with it, or the one that watches.
         self._busy: dict[object, tuple[Implementation, float]] = {}
         self._begun = False
 
-    def put(self, each: Implementation | None, function: Callable[[], Any]) -> None:
+    def put(self, each: Implementation, arguments: dict[str, Any]) -> None:
         """Have it called, after what was put before; from any thread."""
         if not self._begun:
             self._begun = True
@@ -148,27 +152,28 @@ class Observers:
             for target in (self._serve, self._watch):
                 threading.Thread(target=target, name="pyprocrastinate-plugins", daemon=True).start()
         if self._waiting.qsize() < _MOST_WAITING:
-            self._waiting.put((each, function))
-        elif each:
+            self._waiting.put((each, arguments))
+        else:
             each.log(logging.ERROR, "not called, because too many calls are waiting")
 
     def flush(self) -> None:
         """Wait until all is done that was put before, but not for ever."""
         done = threading.Event()
         if self._begun:
-            self.put(None, done.set)
+            self._waiting.put(done)
             done.wait(PATIENCE)
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:
             while True:
-                each, function = self._waiting.get()
-                if each is None:
-                    function()
+                item = self._waiting.get()
+                if isinstance(item, threading.Event):
+                    item.set()
                     continue
+                each, arguments = item
                 call, began = object(), monotonic()
                 self._busy[call] = each, began
-                result, error = attempt(function)
+                result, error = attempt(each.call, arguments)
                 if inspect.iscoroutine(result):
                     result, error = _outcome(runner.run, _attempt_async(result))
                 if self._busy.pop(call, None) is None:
