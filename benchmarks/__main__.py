@@ -22,8 +22,8 @@ from benchmarks.systems import find, variants_of
 from benchmarks.workloads import Measured, Plan, Table
 
 WORKLOADS = ("drain", "defer", "latency", "locks", "backlog", "horizon", "scale", "idle")
-#: Measured only when they are named: the one takes ten minutes, the other is for work on the schema.
-APART = ("soak", "batches")
+#: Measured only when they are named: the first takes ten minutes, the others are for work on one part.
+APART = ("soak", "batches", "hooks")
 #: What --peers calls them, and their modules.
 PEERS = {"procrastinate": "procrastinate", "pgqueuer": "pgqueuer", "graphile-worker": "graphile", "celery": "celery"}
 
@@ -99,7 +99,7 @@ def _options() -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measure this queue beside others, on servers of its own. All takes under 30 minutes.",
         epilog="Not in a plain run: `--only soak`, a steady load for ten minutes, for eight of them with a transaction "
-        "held open; and `--only batches`, the schema without Python's worker.",
+        "held open; `--only batches`, the schema without Python's worker; and `--only hooks`, what hooks cost.",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round; under 3 minutes")
     parser.add_argument("--only", default=",".join(WORKLOADS), help="of %(default)s, and of " + ",".join(APART))

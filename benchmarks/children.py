@@ -25,12 +25,12 @@ def command_of(system: System, interpreter: Path) -> list[str | Path]:
 class Child:
     """A process of the benchmark."""
 
-    def __init__(self, name: str, command: list[str | Path], log: Path) -> None:
+    def __init__(self, name: str, command: list[str | Path], log: Path, plugins: str = "none") -> None:
         self.name = name
         self.log: IO[bytes] = log.open("w+b")
         self.process = subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PROCRASTINATE_PLUGINS": "none"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PROCRASTINATE_PLUGINS": plugins},
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -103,7 +103,7 @@ class Harness:
         """Start a part of a system in a process of its own."""
         command = command_of(system, self.interpreters[system.requirements])
         log = self.folder / f"{len(self.children)}.log"
-        child = Child(f"{system.name} {part}", [*command, part, json.dumps(options)], log)
+        child = Child(f"{system.name} {part}", [*command, part, json.dumps(options)], log, system.plugins)
         self.children.append(child)
         return child
 

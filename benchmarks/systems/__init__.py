@@ -38,6 +38,8 @@ class System:
     server: ClassVar[str] = "postgres"
     #: Variants share a schema, so it is installed once for all of them; the default one first, the best last.
     variants: ClassVar[tuple[str, ...]] = ("",)
+    #: The plugins that a child loads, as in $PROCRASTINATE_PLUGINS.
+    plugins: str = "none"
     #: How many jobs a drain needs, by concurrency, to take some seconds; none at a concurrency that makes no sense.
     drained: dict[int, int] = {1: 5_000, 10: 40_000, 100: 100_000}  # noqa: RUF012
 

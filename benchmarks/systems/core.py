@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks import load as loads
 from benchmarks.systems import Connection, System, connect, one_by_one
@@ -36,18 +37,34 @@ CHECKS = {
         (select array_agg(e.type order by e.at, e.id desc) = '{deferred,started,succeeded}'
            from procrastinate.events as e where e.job_id = (select max(id) from ran))""",
 }
+HOOK = """
+create schema if not exists bench;
+create or replace function bench.hook(job_ids bigint[]) returns void language sql as '';
+select procrastinate.register_sql_hook(event, 'bench.hook(bigint[])')
+  from unnest('{deferred,started,finished,rescued}'::text[]) as event
+"""
+CALLERS = """
+select pg_get_functiondef(oid) from pg_proc
+ where pronamespace = 'procrastinate'::regnamespace and prosrc ~ 'perform procrastinate._call_hooks'
+"""
+CALL = re.compile(r"if '\w+' = any \([^;]*?then\s*perform procrastinate\._call_hooks[^;]*;\s*end if;")
 YEAR = "clock_timestamp() + interval '1 year'"
 
 
 class Core(System):
-    """`work_v1`, one call a batch; history kept, or `delete`."""
+    """
+    `work_v1`, one call a batch; history kept, or `delete`.
+
+    `hooked`: a function that does nothing is called after each event. `hookless`: as if SQL-side hooks had never been.
+    """
 
     title = "core"
     schema = "pyprocrastinate"
-    variants = ("", "delete")
+    variants: ClassVar[tuple[str, ...]] = ("", "hookless", "hooked", "delete")
 
     def fill(self, conn: Connection, load: Load) -> None:
         """Insert into the table what defer_many would."""
+        self._set_hooks(conn)
         if load.finished:
             conn.execute(f"""
                 insert into procrastinate.done (id, token, worker_id, deferred_at, started_at,
@@ -70,6 +87,14 @@ class Core(System):
              order by g
             """)
 
+    def _set_hooks(self, conn: Connection) -> None:
+        if self.variant == "hooked":
+            conn.execute(HOOK)
+        elif self.variant == "hookless":
+            for (body,) in conn.execute(CALLERS).fetchall():
+                conn.execute(CALL.sub("", body).encode())
+            assert not conn.execute(CALLERS).fetchall()
+
     def occupy(self, conn: Connection, lock: str) -> None:
         """Claim a job under the lock."""
         conn.execute("select procrastinate.defer('noop', lock => %s)", [lock])
@@ -79,6 +104,7 @@ class Core(System):
 
     def employ(self, conn: Connection) -> None:
         """Register one that never says that it is idle."""
+        self._set_hooks(conn)
         conn.execute("select procrastinate.register_worker_v1('busy')")
 
     def complaints(self, conn: Connection, jobs: int) -> list[str]:

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 
 
 class Pyprocrastinate(Api, Core):
-    """Its worker; history kept, or `delete`: with delete_jobs="always"."""
+    """Its worker; history kept, or `delete`: with delete_jobs="always"; `prometheus`: with that plugin at work."""
 
     title = "pyprocrastinate"
+    variants = ("", "prometheus", "delete")
     drained = {1: 100_000, 10: 100_000, 100: 100_000}  # noqa: RUF012
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        if self.variant == "prometheus":
+            self.plugins = self.variant
 
     async def rest(self, work: Work) -> None:
         """Run many workers, each with connections of its own, in one event loop."""

@@ -37,7 +37,7 @@ def harness() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.mark.parametrize("name", ["pyprocrastinate", "core"])
+@pytest.mark.parametrize("name", ["pyprocrastinate", "pyprocrastinate:prometheus", "core", "core:hookless"])
 def test_a_drain_is_measured(harness: Harness, name: str) -> None:
     result = harness.drain(find(name), Drain(10, Load(300)))
     assert result.jobs == 300
