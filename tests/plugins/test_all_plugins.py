@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections import Counter
+from contextlib import closing
 
 import pytest
 from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
 
 from pyprocrastinate import App, PsycopgConnector
 from pyprocrastinate.exceptions import JobAborted
+from pyprocrastinate_prometheus import QueueCollector
 
 # The registry is that of the process, so these are tasks of no other test.
 PREFIX = "all_plugins."
@@ -151,3 +161,103 @@ async def test_the_counters_are_what_the_database_says(app, endless, conn, count
     assert {outcome for _, outcome in counters["finished"]} == {"succeeded", "failed", "aborted"}
     assert {reason for _, reason in requests} == {"user_request", "shutdown"}
     assert counters["retried"]["resumes",] == ENDLESS // 2
+
+
+WORKER = """
+import os, signal, sys
+from pyprocrastinate import App, PsycopgConnector
+app = App(connector=PsycopgConnector(conninfo=sys.argv[1]))
+
+@app.task(name="quick")
+async def quick():
+    pass
+
+@app.task(name="die", pass_context=True)
+async def die(context):
+    if not context.job.attempts:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+app.run_worker(concurrency=5)
+"""
+
+
+class Process:
+    """A worker with all plugins, in a process of its own."""
+
+    def __init__(self, program, dsn):
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+        environ = {"PROCRASTINATE_METRICS_PORT": str(self.port), "PROCRASTINATE_METRICS_HOST": "127.0.0.1"}
+        environ |= {key: value for key, value in os.environ.items() if key != "PROCRASTINATE_PLUGINS"}
+        self.process = subprocess.Popen([sys.executable, program, dsn], env=environ)
+
+    def scrape(self, name):
+        """Return the sum of a metric's series; None while nothing answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+                text = answer.read().decode()
+        except urllib.error.URLError:
+            return None
+        metrics = text_string_to_metric_families(text)
+        return sum(s.value for metric in metrics for s in metric.samples if s.name == f"procrastinate_{name}")
+
+
+@pytest.fixture
+def start(dsn, tmp_path):
+    """Return a function that starts a worker."""
+    program, started = tmp_path / "worker.py", []
+    program.write_text(WORKER)
+
+    def start():
+        started.append(Process(program, dsn))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+async def test_who_is_killed_takes_along_only_counts_since_the_last_scrape(start, dsn, conn, until):
+    def one(query):
+        return conn.execute(query).fetchone()[0]
+
+    def ended():
+        return one("select count(*) from procrastinate.jobs where status = 'succeeded'")
+
+    def defer(*tasks):
+        jobs = [f'{{"task": "{task}"}}' for task in tasks]
+        conn.execute(f"select procrastinate.defer_many('[{','.join(jobs)}]')")
+
+    def gauges():
+        with closing(QueueCollector(lambda: dsn)) as collector:
+            samples = [sample for metric in collector.collect() for sample in metric.samples]
+        return Counter({tuple(s.labels.values())[-1]: s.value for s in samples if s.labels.keys() & {"state"}})
+
+    defer(*["quick"] * 50)
+    doomed = start()
+    last_scrape = await until(lambda: (seen := doomed.scrape("jobs_finished_total")) == 50 and seen)
+    defer(*["quick"] * 30)
+    await until(lambda: ended() == 80)
+    defer("die", *["quick"] * 40)
+    await until(lambda: doomed.process.poll() is not None)
+    assert doomed.process.returncode == -signal.SIGKILL
+
+    before_it_was_seen = ended()
+    states = dict(conn.execute("select status, count(*) from procrastinate.jobs group by 1").fetchall())
+    seen = {"ready": states.get("todo", 0), "running": states["doing"], "live": 1}
+    assert +gauges() == Counter(seen)
+    conn.execute("select procrastinate.enable_test_clock(), procrastinate.advance('1 hour')")
+    assert +gauges() == +Counter(seen | {"live": 0, "dead": 1})
+
+    heir = start()
+    await until(lambda: ended() == 121)
+    left = 121 - before_it_was_seen
+    await until(lambda: heir.scrape("jobs_finished_total") == left)
+    assert heir.scrape("jobs_started_total") == heir.scrape("job_run_seconds_count") == left
+    assert heir.scrape("jobs_rescued_total") == states["doing"]
+    counted = last_scrape + heir.scrape("jobs_finished_total")
+    assert ended() - counted == before_it_was_seen - last_scrape == 30
+    heir.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(heir.process.wait, 30) == 0

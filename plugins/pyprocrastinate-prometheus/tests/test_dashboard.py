@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import promql_parser
 import pytest
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyprocrastinate import AbortReason
 from pyprocrastinate.hookspecs import RescuedJob
 from pyprocrastinate.jobs import Job
-from pyprocrastinate_prometheus import Plugin, QueueCollector
-from pyprocrastinate_prometheus._plugin import DASHBOARD
+from pyprocrastinate_prometheus import QueueCollector
+from pyprocrastinate_prometheus._plugin import DASHBOARD, Endpoint
 
 # What Prometheus puts on every series.
 FROM_THE_SCRAPE = {"job", "instance"}
 VARIABLES = {"$__rate_interval": "1m", "$task": ".*", "$queue": ".*"}
+JOB = Job(id=1, task_name="pay", queue="money", lock=None, queueing_lock=None, deferred_at=datetime.now(UTC))
 LABEL_VALUES = re.compile(r"label_values\((?P<metric>\w+), (?P<label>\w+)\)")
 
 
@@ -60,30 +68,80 @@ def aggregations(expr: Any) -> Iterator[tuple[set[str], Any]]:
         yield from aggregations(argument)
 
 
-def parse(query: str) -> Any:
+def filled(query: str) -> str:
     for name, value in VARIABLES.items():
         query = query.replace(name, value)
     assert "$" not in query
-    return promql_parser.parse(query)
+    return query
+
+
+def parse(query: str) -> Any:
+    return promql_parser.parse(filled(query))
 
 
 @pytest.fixture
-def scraped(registry, dsn, conn) -> dict[str, list[dict[str, str]]]:
-    """Return what a scrape has, as Prometheus reads it: the labels of each series, by its name."""
+def served(registry, plugin, dsn, conn) -> Iterator[Endpoint]:
+    """Return an endpoint whose metrics have seen all that there is."""
     conn.execute("select procrastinate.defer('pay', queue => 'money')")
-    plugin = Plugin(registry)
-    job = Job(id=1, task_name="pay", queue="money", lock=None, queueing_lock=None)
-    plugin.job_started(job)
-    plugin.job_abort_requested(job, AbortReason.SHUTDOWN)
+    plugin.job_started(JOB)
+    plugin.job_abort_requested(JOB, AbortReason.SHUTDOWN)
     plugin.jobs_rescued(worker=None, jobs=[RescuedJob(1, "pay", "money", 7, "todo")])
-    queues = QueueCollector(lambda: dsn)
-    registry.register(queues)
+    with closing(Endpoint(registry, QueueCollector(lambda: dsn), "127.0.0.1", 0)) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def scraped(served) -> dict[str, list[dict[str, str]]]:
+    """Return what a scrape has, as Prometheus reads it: the labels of each series, by its name."""
     series = defaultdict(list)
-    for metric in text_string_to_metric_families(generate_latest(registry).decode()):
-        for sample in metric.samples:
-            series[sample.name].append(sample.labels)
-    queues.close()
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=30) as answer:
+        for metric in text_string_to_metric_families(answer.read().decode()):
+            for sample in metric.samples:
+                series[sample.name].append(sample.labels)
     return series
+
+
+@pytest.fixture
+def ask(served, tmp_path) -> Iterator[Callable[[str], list[Any]]]:
+    """Return a function that asks a Prometheus, which scrapes that endpoint, and returns the series it answers."""
+    config, port = tmp_path / "prometheus.yml", _free_port()
+    targets = f"static_configs: [{{targets: ['127.0.0.1:{served.port}']}}]"
+    config.write_text(f"scrape_configs: [{{job_name: test, scrape_interval: 100ms, scrape_timeout: 100ms, {targets}}}]")
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}"]
+    process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"])
+
+    def ask(query: str) -> list[Any]:
+        address = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                found: list[Any] = json.load(answer)["data"]["result"]
+                return found
+        except urllib.error.URLError as error:
+            assert process.poll() is None, "Prometheus has ended"
+            # It does not answer yet, or says that it will.
+            if not isinstance(error, urllib.error.HTTPError) or error.code == 503:
+                return []
+            raise AssertionError(error.read().decode()) from error
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.needs_tool("prometheus")
+def test_prometheus_answers_each_query(ask, plugin):
+    unanswered, deadline = set(queries()), time.monotonic() + 60
+    while unanswered:
+        plugin.job_finished(JOB, "failed", 0.1)
+        unanswered = {query for query in unanswered if not ask(filled(query))}
+        assert time.monotonic() < deadline, unanswered
 
 
 @pytest.mark.parametrize("query", queries())
