@@ -10,7 +10,8 @@ its thread is left behind, and after the third time the plugin is no longer call
 Several plugins are called in pluggy's order: those loaded last come first, but for `tryfirst` and `trylast`.
 
 Observers are called one after the other, in the order in which things happened, on a thread of their own in the process
-in which they happened: never in a task's thread, on the worker's event loop or in a transaction. Coroutines run on that
+in which they happened: never in a task's thread, on the worker's event loop or in a transaction. What they return is
+ignored. Coroutines run on that
 thread's event loop, which stands still between calls. Their budget is 5 seconds. The thread is waited for at the end of
 a worker's run and of the process, at most for this budget; with 100,000 calls waiting for it, further ones are
 dropped.
@@ -75,8 +76,8 @@ def register_tasks(app: App) -> Blueprint | None:
     """
     Return tasks and schedules of the plugin's own.
 
-    Called once for each app, when a worker is made or import paths are performed. The names then begin with the
-    plugin's name and a colon; names that are taken are an error of the plugin's.
+    Called once for each app, in whatever process, when a worker is made or import paths are performed. The names then
+    begin with the plugin's name and a colon; names that are taken are an error of the plugin's.
     It has 5 seconds, in a thread of its own.
     """
 
@@ -180,9 +181,10 @@ def wrap_defer(app: App, jobs: list[Job], headers: dict[str, Any]) -> AbstractCo
     """
     Surround a defer from Python.
 
-    Called before it; a context manager that is returned is entered then, and left after it with its error if there was
-    one. `jobs` have no ids yet. What is in `headers` by the time it is entered goes with each of the jobs, as
-    `Job.headers`; what is no JSON does not.
+    Called before it, in the process that defers, with nothing sent yet; a context manager that is returned is entered
+    then, and left after it with its error if there was one. It changes neither jobs nor error. `jobs` have no ids yet.
+    What is in `headers` by the time it is entered goes with each of the jobs, as `Job.headers`; what is no JSON does
+    not.
     Entering and leaving have 1 second each, while the defer waits, in other threads with a copy of the caller's
     context variables.
     """
@@ -195,9 +197,9 @@ def wrap_job(
     """
     Surround a task's code.
 
-    Called in the worker's process when the job has begun; a context manager that is returned is entered before the
-    code and left after it, with its exception if it raised one. It changes neither result nor exception, and one that
-    takes too long is not left.
+    Called in the worker's process when the job has begun, in no transaction; a context manager that is returned is
+    entered before the code and left after it, with its exception if it raised one. It changes neither result nor
+    exception, and one that takes too long is not left.
     A sync one is called, entered and left in other threads, an async one on the worker's event loop. Either way the
     task sees the context variables it sets, also in its thread.
     Entering and leaving have 1 second each, while the job's slot waits.
