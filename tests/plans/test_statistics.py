@@ -104,10 +104,10 @@ class Calls:
 
     def all(self) -> None:
         """Call everything once."""
-        self.drain()
         self.ends()
         self.manage()
         self.rescue()
+        self.drain()
 
     def drain(self) -> None:
         """Take from what there is, by all lists of queues, in batches and one by one."""
@@ -198,12 +198,14 @@ class Stage:
         self.conn = conn
         self.session = session
         self.left = list(STATES)
-        self.conn.execute("analyze procrastinate.job, procrastinate.done, procrastinate.event")
         self.kept = self.session()
-        for explain in [True] + 8 * [False]:
-            # what is explained is slow, and a fetch does more when it is slow
-            self.kept.explain(explain)
+        # what is explained is slow, and a fetch does more when it is slow
+        for _ in range(6):
             Calls(self.kept, planning=True).all()
+        # plans are made once more, for any values, and kept
+        self.conn.execute("truncate procrastinate.job, procrastinate.done, procrastinate.event")
+        self.conn.execute("analyze procrastinate.job, procrastinate.done, procrastinate.event")
+        Calls(self.kept, planning=True).all()
 
     def reach(self, state: str) -> None:
         while state in self.left:
