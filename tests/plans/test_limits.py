@@ -16,7 +16,14 @@ PLANNER = [
         "bitmapscan", "tidscan", "sort", "incremental_sort", "hashagg",
     )
 ]  # fmt: skip
-FORBIDDEN = [(), *itertools.combinations(PLANNER, 1), *itertools.combinations(PLANNER, 2)]
+# a join that looks into a subquery again for each row
+NESTED = ("enable_hashjoin", "enable_mergejoin", "enable_material", "enable_memoize")
+FORBIDDEN = [
+    *itertools.combinations(PLANNER, 1),
+    *itertools.combinations(PLANNER, 2),
+    NESTED,
+    (*NESTED, "enable_hashagg", "enable_sort"),
+]
 
 FETCH = "select id, token from procrastinate.fetch_v1(%s, %s)"
 WORK = """
