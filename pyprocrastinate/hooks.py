@@ -39,7 +39,7 @@ class Hooks:
         for entry in _installed():
             self._add(entry.name, entry.load, f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value)
         for plugin in plugins:
-            self._add(getattr(plugin, "__name__", type(plugin).__name__), partial(_same, plugin), "the app")
+            self._add(getattr(plugin, "__name__", type(plugin).__name__), lambda: plugin, "the app")  # noqa: B023
         self.implementations = {
             hook: [Implementation(hook, i.plugin_name, i.function, i.argnames) for i in caller.get_hookimpls()[::-1]]
             for hook, caller in vars(self._manager.hook).items()
@@ -108,10 +108,6 @@ def _installed() -> list[EntryPoint]:
     if missing := wanted - found.keys() - {"none"}:
         raise PluginError(f"PROCRASTINATE_PLUGINS has {', '.join(missing)}; installed: {', '.join(sorted(found))}")
     return [found[name] for name in sorted(wanted - {"none"})]
-
-
-def _same(plugin: object) -> object:
-    return plugin
 
 
 def _stored(headers: dict[str, Any]) -> Any:

@@ -114,9 +114,9 @@ class JobLog:
     def _finished(self, run: Run, status: str | None, retry_at: str | None) -> None:
         begun = run.outcome != "released" and (run.outcome, status) != ("unknown_task", "todo")
         if begun and self._hooks.has("job_finished"):
-            duration, again = run.ended_at - run.started_at, _moment(retry_at) if retry_at else None
-            details = {"status": status, "duration": duration, "retry_at": again, "exception": run.error}
-            self._hooks.observe("job_finished", worker=self._worker, job=run.job, **details)
+            again, seconds = retry_at and _moment(retry_at), run.ended_at - run.started_at
+            ending = {"status": status, "duration": seconds, "retry_at": again, "exception": run.error}
+            self._hooks.observe("job_finished", worker=self._worker, job=run.job, **ending)
 
     def warn(self, run: Run, action: str, message: str, *args: Any) -> None:
         self._log(logging.WARNING, run, action, f"Job %s {message}", self._name(run), *args)
