@@ -243,10 +243,14 @@ class Harness:
         return tallies, children
 
     def idle(self, system: System, workers: int, seconds: float) -> Result:
-        """Measure what workers that have nothing to do cost the server; per worker and second."""
+        """Measure what workers that have nothing to do cost a server beyond what it takes by itself."""
         figures: dict[str, float] = {}
         with self.server(system).database(system) as (dsn, conn):
             server = self.server(system)
+            server.before()
+            cpu, begin = server.cpu(), time.monotonic()
+            time.sleep(seconds / 2)
+            alone = (server.cpu() - cpu) / (time.monotonic() - begin)
             child = self.start(system, "rest", dsn=dsn, workers=workers)
             end = time.monotonic() + START
             while (resting := system.resting(conn)) != workers:
@@ -257,7 +261,8 @@ class Harness:
             cpu, before, begin = server.cpu(), server.counters(dsn, conn), time.monotonic()
             time.sleep(seconds)
             after, spent = server.counters(dsn, conn), time.monotonic() - begin
-            figures["server_cores"] = (server.cpu() - cpu) / spent
+            figures["alone_cores"] = alone
+            figures["server_cores"] = (server.cpu() - cpu) / spent - alone
             figures["statements"] = (after["statements"] - before["statements"]) / spent / workers
             figures["client_cores"] = child.stop()["cpu"] / (spent + SETTLED)
         return Result(workers, spent, figures)

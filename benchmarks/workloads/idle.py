@@ -21,8 +21,15 @@ def measure(harness: Harness, plan: Plan, measured: Measured) -> list[Table]:
     row = [
         str(WORKERS),
         share("server_cores"),
+        share("alone_cores"),
         share("client_cores"),
         spread(measured.figures(SYSTEM, "statements"), ".2f"),
     ]
-    columns = ["idle workers", "server, of a core", "workers, of a core", "statements per worker and second"]
+    columns = [
+        "idle workers",
+        "server, of a core, for them",
+        "server without them",
+        "workers, of a core",
+        "statements per worker and second",
+    ]
     return [Table("At rest: workers with default intervals, settled", columns, [row])]
