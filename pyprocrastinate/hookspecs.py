@@ -185,8 +185,8 @@ def wrap_defer(app: App, jobs: list[Job], headers: dict[str, Any]) -> AbstractCo
     then, and left after it with its error if there was one. It changes neither jobs nor error. `jobs` have no ids yet.
     What is in `headers` by the time it is entered goes with each of the jobs, as `Job.headers`; what is no JSON does
     not.
-    Entering and leaving have 1 second each, while the defer waits, in other threads with a copy of the caller's
-    context variables.
+    Entering and leaving have 1 second each, while the defer waits, with the event loop if it is on one; they are called
+    in other threads with a copy of the caller's context variables.
     """
 
 

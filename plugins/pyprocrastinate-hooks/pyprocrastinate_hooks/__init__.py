@@ -174,13 +174,14 @@ class Observers:
                 call, began = object(), monotonic()
                 self._busy[call] = each, began
                 result, error = attempt(each.call, arguments)
-                if inspect.iscoroutine(result):
+                if result is not None and inspect.iscoroutine(result):
                     result, error = _outcome(runner.run, _attempt_async(result))
                 if self._busy.pop(call, None) is None:
                     return
                 if (seconds := monotonic() - began) > PATIENCE:
                     each.log(logging.WARNING, f"took {seconds:.1f} s, and all other observers waited")
-                each.heed((None, error))
+                if error is not None:
+                    each.heed((None, error))
 
     def _watch(self) -> None:
         while True:
