@@ -61,10 +61,9 @@ class Page:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environ = os.environ | {"PROCRASTINATE_DSN": dsn, "PATH": path, "PAGER": "cat"}
         self.environ |= {"PYTHONPATH": "", "PYTHONWARNINGS": "error"}
-        # The embedded server's brings psql.
-        self.environ |= {"PROCRASTINATE_PLUGINS": "embedded"}
         self.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # those of this checkout
-        self.environ |= {"PROCRASTINATE_PLUGINS": "embedded,import"}  # they bring commands that the pages run
+        # They bring commands that the pages run.
+        self.environ |= {"PROCRASTINATE_PLUGINS": "embedded,import"}
         self.runner = asyncio.Runner()
         self.open = contextlib.ExitStack()
 

@@ -23,7 +23,8 @@ import pyprocrastinate
 PATIENCE = 20.0
 # The versions that were found not to hold.
 BEHIND = ("3.9", "3.10")
-DEEP = '{"deep": %s}' % ("[" * 1500 + "]" * 1500)
+# More digits than any Python reads.
+HUGE = '{"huge": %s}' % ("1" * 5000)
 # Legal as a name of 128 characters, and too long for the name of a channel with a prefix.
 LONG_QUEUE = "q" * 41
 
@@ -136,7 +137,7 @@ async def test_a_worker_that_lost_its_job_cannot_finish_it_ours(ours: System) ->
 
 async def test_a_row_that_python_cannot_read_harms_no_other(system: System) -> None:
     touched = touching(system)
-    one(system.conn, system.add_poison, DEEP)
+    one(system.conn, system.add_poison, HUGE)
     await system.app.tasks["touch"].defer_async(what="healthy")
     # what a supervisor does: start the worker again when it has fallen
     for _ in range(3):

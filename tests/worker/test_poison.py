@@ -43,10 +43,20 @@ def nested(depth: int) -> str:
 
 
 HUGE_INT = '{"x": ' + "1" * 5000 + "}"
+DEEP_TEXT = nested(5000)
+
+
+def decodes(text: str) -> bool:
+    """Tell whether this Python can: from 3.12 on, its limit for nesting is higher than that of PostgreSQL."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return False
+    return True
 
 
 UNUSABLE = {
-    nested(5000): "RecursionError",
+    DEEP_TEXT: "RecursionError",
     HUGE_INT: "ValueError",
     '{"unexpected": 1}': "TypeError",
     '{"x": 1, "": 2}': "TypeError",
@@ -60,7 +70,7 @@ async def test_args_that_cannot_be_used(app: App, ran: list[Any], conn: psycopg.
     for args, error in UNUSABLE.items():
         if door == "owner":
             (bad,) = conn.execute(DIRECT, [args, "2020-01-01", None]).fetchone()
-            expected[bad] = ("failed", error)
+            expected[bad] = ("succeeded", None) if args == DEEP_TEXT and decodes(args) else ("failed", error)
         elif error == "RecursionError":
             with pytest.raises(psycopg.DatabaseError, match="nested"):
                 conn.execute("select procrastinate.defer('task', %s)", [args])
@@ -68,11 +78,11 @@ async def test_args_that_cannot_be_used(app: App, ran: list[Any], conn: psycopg.
             (bad,) = conn.execute("select procrastinate.defer('task', %s)", [args]).fetchone()
             expected[bad] = ("failed", error)
     await run_with_a_healthy_one_behind(app, ran)
-    assert len(ran) == 1
-    rows = conn.execute("select id, status, error_class from procrastinate.jobs where status = 'failed'")
-    assert {row[0]: row[1:] for row in rows} == expected
-    listed = await app.job_manager.list_jobs_async(status="failed")
-    assert [job.id for job in listed] == sorted(expected)
+    assert len(ran) == 1 + sum(status == "succeeded" for status, _ in expected.values())
+    rows = conn.execute("select id, status, error_class from procrastinate.jobs order by id").fetchall()
+    assert {row[0]: row[1:] for row in rows[:-1]} == expected
+    listed = await app.job_manager.list_jobs_async()
+    assert [job.id for job in listed] == [row[0] for row in rows]
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "20000-01-01", "4000-01-01 BC"])
@@ -82,9 +92,9 @@ def test_times_that_python_cannot_hold_are_refused(conn: psycopg.Connection[Any]
 
 
 async def test_headers_that_cannot_be_decoded(app: App, ran: list[Any], conn: psycopg.Connection[Any]) -> None:
-    conn.execute(DIRECT, ["{}", "2020-01-01", nested(5000)])
+    conn.execute(DIRECT, ["{}", "2020-01-01", DEEP_TEXT])
     await run_with_a_healthy_one_behind(app, ran)
-    assert len(ran) == 1
+    assert len(ran) == 1 + decodes(DEEP_TEXT)
     assert len(list(await app.job_manager.list_jobs_async())) == 2
 
 

@@ -17,7 +17,7 @@ LIBPQ = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGDATABASE", "PGUSER")
 
 @pytest.fixture(autouse=True)
 def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROCRASTINATE_DSN", "PROCRASTINATE_PG_BIN", *LIBPQ):
+    for name in ("PROCRASTINATE_DSN", *LIBPQ):
         monkeypatch.delenv(name, raising=False)
 
 

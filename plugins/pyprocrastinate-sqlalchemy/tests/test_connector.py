@@ -200,7 +200,7 @@ def test_other_connections_are_refused(app: App, async_engine: AsyncEngine) -> N
         with pytest.raises(ConnectorException, match=f"SQLAlchemy's Connection or Session here, not {what}"):
             app.configure_task("t", connection=connection).defer()
     wrong_driver = pytest.raises(ConnectorException, match=r"sqlite\+pysqlite.*only postgresql\+psycopg")
-    with create_engine("sqlite://").connect() as sqlite, wrong_driver:
+    with create_engine("sqlite://", poolclass=NullPool).connect() as sqlite, wrong_driver:
         app.configure_task("t", connection=sqlite).defer()
 
 
