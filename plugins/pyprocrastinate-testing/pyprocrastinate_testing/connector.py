@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -23,9 +23,30 @@ from pyprocrastinate_testing.views import VIEWS, events
 from pyprocrastinate_testing.wires import MemoryPulseWire, MemoryWire
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 Row = tuple[Any, ...]
 
 _AS_TEXT = "::text"
+
+
+class Live(Mapping[K, V]):
+    """A dict to look at, read anew at each look: who holds it sees what became of it."""
+
+    def __init__(self, read: Callable[[], dict[K, V]]) -> None:
+        self._read = read
+
+    def __getitem__(self, key: K) -> V:
+        return self._read()[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
 
 
 class InMemoryConnector(BaseConnector):
@@ -67,20 +88,72 @@ class InMemoryConnector(BaseConnector):
     # What was done, in the words of Procrastinate's test double
 
     @property
-    def jobs(self) -> dict[int, dict[str, Any]]:
-        """All jobs, by id, in copies."""
-        with self._guard:
-            return {job.id: _row(job) for job in sorted(self._all(), key=lambda job: job.id)}
+    def jobs(self) -> Mapping[int, Mapping[str, Any]]:
+        """All jobs, by id."""
+
+        def read() -> dict[int, Mapping[str, Any]]:
+            with self._guard:
+                return {job.id: self._row(job) for job in sorted(self._all(), key=lambda job: job.id)}
+
+        return Live(read)
 
     @property
-    def finished_jobs(self) -> list[dict[str, Any]]:
+    def finished_jobs(self) -> list[Mapping[str, Any]]:
         """The jobs that were run and have ended, in this order."""
         with self._guard:
-            return [_row(job) for job in self._tables.done.values() if job.status != "cancelled"]
+            return [self._row(job) for job in self._tables.done.values() if job.status != "cancelled"]
 
     @property
-    def events(self) -> dict[int, list[dict[str, Any]]]:
+    def events(self) -> Mapping[int, list[dict[str, Any]]]:
         """The story of each job: type and time of its events."""
+        return Live(self._story)
+
+    @property
+    def workers(self) -> Mapping[int, datetime]:
+        """The registered workers, by id, with their last heartbeats."""
+
+        def read() -> dict[int, datetime]:
+            with self._guard:
+                return {worker.id: worker.heartbeat_at for worker in self._tables.worker.values()}
+
+        return Live(read)
+
+    @property
+    def periodic_defers(self) -> Mapping[tuple[str, str], int]:
+        """For each periodic task and periodic_id, the last time for which it was deferred, in seconds since 1970."""
+
+        def read() -> dict[tuple[str, str], int]:
+            with self._guard:
+                fired = [(one, one.last_tick) for one in self._tables.schedule.values() if one.last_tick]
+                return {
+                    (one.task, one.name.removeprefix(one.task).removeprefix(":")): int(tick.timestamp())
+                    for one, tick in fired
+                }
+
+        return Live(read)
+
+    @property
+    def current_locks(self) -> set[str]:
+        """The locks of the jobs that run."""
+        with self._guard:
+            return {job.lock for job in self._tables.job.values() if job.lock and job.status == "doing"}
+
+    def _all(self) -> list[Job]:
+        return [*self._tables.job.values(), *self._tables.done.values()]
+
+    def _row(self, job: Job) -> Mapping[str, Any]:
+        """Return a job as a row, which is the last one seen once the job was deleted."""
+        tables = self._tables
+
+        def read() -> dict[str, Any]:
+            nonlocal job
+            with self._guard:
+                job = tables.job.get(job.id) or tables.done.get(job.id) or job
+                return _row(job)
+
+        return Live(read)
+
+    def _story(self) -> dict[int, list[dict[str, Any]]]:
         with self._guard:
             deferred = {job.id: job.deferred_at for job in self._all()}
             story: dict[int, list[dict[str, Any]]] = {job_id: [] for job_id in sorted(deferred)}
@@ -92,31 +165,6 @@ class InMemoryConnector(BaseConnector):
             for event in sorted(events(self._tables), key=moment):
                 story[event["job_id"]].append({"type": event["type"], "at": event["at"]})
             return story
-
-    @property
-    def workers(self) -> dict[int, datetime]:
-        """The registered workers, by id, with their last heartbeats."""
-        with self._guard:
-            return {worker.id: worker.heartbeat_at for worker in self._tables.worker.values()}
-
-    @property
-    def periodic_defers(self) -> dict[tuple[str, str], int]:
-        """For each periodic task and periodic_id, the last time for which it was deferred, in seconds since 1970."""
-        with self._guard:
-            fired = [schedule for schedule in self._tables.schedule.values() if schedule.last_tick]
-            names = [(one.task, one.name.removeprefix(one.task).removeprefix(":")) for one in fired]
-            return {
-                name: int(one.last_tick.timestamp()) for name, one in zip(names, fired, strict=True) if one.last_tick
-            }
-
-    @property
-    def current_locks(self) -> set[str]:
-        """The locks of the jobs that run."""
-        with self._guard:
-            return {job.lock for job in self._tables.job.values() if job.lock and job.status == "doing"}
-
-    def _all(self) -> list[Job]:
-        return [*self._tables.job.values(), *self._tables.done.values()]
 
     # What an app needs of a connector
 
@@ -141,6 +189,9 @@ class InMemoryConnector(BaseConnector):
 
     async def run_async(self, call: Call[T], connection: Any = None) -> T:
         return self.run(call)
+
+    def in_transaction(self, connection: Any) -> bool:
+        return False
 
     def run_for_worker(self, call: Call[T]) -> T:
         """Carry out a call as a worker's connection does: times are microseconds since 2000; raises psycopg.Error."""

@@ -72,6 +72,27 @@ def test_jobs_are_run_and_tell_their_story(app, queue, ran, drain):
     assert [event["type"] for event in queue.events[2]] == ["deferred", "started", "deferred_for_retry"]
 
 
+def test_what_was_looked_up_before_a_run_tells_of_it_after(app, queue, ran, drain):
+    jobs, events, workers, ticks = queue.jobs, queue.events, queue.workers, queue.periodic_defers
+    job = jobs[app.tasks["echo"].defer(n=1)]
+    drain()
+    assert (job["status"], job, len(events[1])) == ("succeeded", jobs[1], 3)
+    app.job_manager.cancel_job_by_id(gone := app.tasks["echo"].configure(queue="else").defer(n=2))
+    kept = jobs[gone]
+    asyncio.run(app.job_manager.delete_old_jobs(0, queue="else", include_cancelled=True))
+    assert (list(jobs), list(events), workers, ticks) == ([1], [1], {}, {})
+    assert kept["status"] == "cancelled"
+    queue.reset()
+    assert (jobs, job["status"]) == ({}, "succeeded")
+    with pytest.raises(KeyError):
+        jobs[1]
+
+
+def test_a_connection_changes_nothing(app, queue, ran):
+    app.tasks["echo"].configure(connection=object()).defer(n=1)
+    assert list(queue.jobs) == [1]
+
+
 def test_time_passes_when_the_test_says_so(app, queue, ran, drain):
     app.tasks["fail"].defer(n=1)
     drain()
