@@ -1,5 +1,5 @@
 """
-What a worker logs about jobs.
+What a worker logs about itself and its jobs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class JobLog:
 
     def __init__(self, worker: Worker) -> None:
         self.logger = worker.logger
+        self.worker_id: int | None = None
         self._worker = worker
         self._hooks = worker.app.hooks
         self._log_args = worker.log_args
@@ -46,6 +47,11 @@ class JobLog:
     def wanted(self) -> bool:
         """Tell whether anybody wants to know of jobs that succeed."""
         return self.logger.isEnabledFor(logging.INFO) or self._hooks.has("job_finished")
+
+    def worker(self, action: str, message: str, *args: Any) -> None:
+        """The worker comes or goes."""
+        extra = {"action": action, "worker": self._about_worker(self.worker_id), "queues": self._worker.queues}
+        self.logger.info(message, *args, extra=extra)
 
     def started(self, run: Run) -> None:
         if self.logger.isEnabledFor(logging.INFO):
@@ -64,7 +70,7 @@ class JobLog:
         level, action, text = self._ending(run, status, retry_at)
         duration = run.ended_at - run.started_at
         result = f" - Result: {plain(printed(run.result, str))}"[:_RESULT_LENGTH] if run.outcome == "succeeded" else ""
-        times = {"start_timestamp": run.timestamp, "duration": duration, "end_timestamp": run.timestamp + duration}
+        times = {"duration": duration, "end_timestamp": run.timestamp + duration}
         text = f"Job %s {text}, lasted %.3f s%s"
         self._log(level, run, action, text, self._name(run), duration, result, result=run.result, **times)
 
@@ -132,10 +138,13 @@ class JobLog:
         if not self.logger.isEnabledFor(level):
             return
         error = run.error if action.startswith("job_") else None
-        worker: dict[str, Any] = {"name": self._worker.worker_name, "queues": self._worker.queues}
-        worker |= {"worker_id": run.worker_id, "job_id": run.id}
-        extra |= {"action": action, "worker": worker, "job": run.job.log_context(log_args=self._log_args)}
+        extra |= {"action": action, "worker": self._about_worker(run.worker_id, run.id)}
+        extra |= {"job": run.job.log_context(log_args=self._log_args), "start_timestamp": run.timestamp}
         self.logger.log(level, message, *args, exc_info=error, extra=extra)
+
+    def _about_worker(self, worker_id: int | None, job_id: int | None = None) -> dict[str, Any]:
+        name, queues = self._worker.worker_name, self._worker.queues
+        return {"name": name, "worker_id": worker_id, "job_id": job_id, "queues": queues}
 
 
 def _moment(text: str) -> datetime | None:

@@ -109,7 +109,7 @@ class Shift:
                 await asyncio.to_thread(self._pulse.stop, 2.0)
                 await self._link.close()
                 self._execution.close()
-        self.logger.info("Stopped worker", extra={"action": "stop_worker"})
+        self._log.worker("stop_worker", "Stopped worker")
 
     @_in_loop
     def stop(self) -> None:
@@ -133,15 +133,13 @@ class Shift:
 
     async def _register(self) -> None:
         sent_at = monotonic()
-        self.worker_id = await self._link.call(self.worker.registration())
+        self.worker_id = self._log.worker_id = await self._link.call(self.worker.registration())
         self._alive_at = sent_at
         self._pulse.worker_id = self.worker_id
         self._pulse.poke()
         self._hungry, self._scan = True, None
-        queues = self.worker.queues
-        extra = {"action": "start_worker", "worker_id": self.worker_id, "queues": queues}
-        on = "all queues" if queues is None else plain(", ".join(queues))
-        self.logger.info("Started worker %s on %s", self.worker_id, on, extra=extra)
+        on = "all queues" if self.worker.queues is None else plain(", ".join(self.worker.queues))
+        self._log.worker("start_worker", "Started worker %s on %s", self.worker_id, on)
 
     async def _leave(self) -> None:
         if self.worker_id is not None:
@@ -314,7 +312,7 @@ class Shift:
         self._stopping = True
         running = [run.job for run in self._execution.running.values()]
         self._hooks.observe("worker_stopping", worker=self.worker, running=running)
-        self.logger.info("Stopping worker; %s jobs are running", len(running), extra={"action": "stopping_worker"})
+        self._log.worker("stopping_worker", "Stopping worker; %s jobs are running", len(running))
         if (seconds := self.worker.shutdown_graceful_timeout) is not None:
             self._timers["stop"] = self.loop.call_later(seconds, self.abort_running)
         self._part()

@@ -109,3 +109,19 @@ def test_what_the_clock_brought_is_told_in_sentences(
     assert (level, action) == ("ERROR", "deferrer_error")
     assert text.startswith("A tick could not do all: {")
     assert "invalid input syntax for type interval" in text
+
+
+async def test_records_about_the_worker_tell_which(logging_app: App, caplog: pytest.LogCaptureFixture) -> None:
+    app = logging_app
+    app.task(name="task")(lambda: None)
+    job_id = await app.tasks["task"].defer_async()
+    await app.run_worker_async(wait=False, name="bob", queues=["default"], install_signal_handlers=False)
+    extras = {each.action: vars(each) for each in caplog.records if hasattr(each, "worker")}
+    worker_id = extras["start_worker"]["worker"]["worker_id"]
+    assert worker_id is not None
+    for action in ("start_worker", "stopping_worker", "stop_worker"):
+        worker = {"name": "bob", "worker_id": worker_id, "job_id": None, "queues": ["default"]}
+        assert extras[action]["worker"] == worker
+        assert extras[action]["queues"] == ["default"]
+    assert extras["start_job"]["worker"] == {**worker, "job_id": job_id}
+    assert extras["start_job"]["start_timestamp"] == extras["job_success"]["start_timestamp"] > 0

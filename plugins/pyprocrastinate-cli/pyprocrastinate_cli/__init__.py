@@ -85,12 +85,21 @@ _SETTINGS = {"auto_envvar_prefix": "PROCRASTINATE", "help_option_names": ["-h", 
     "--dsn", help="Address of the database, in place of the app's: a DSN or URL for libpq, or embedded:FOLDER."
 )
 @click.option("-v", "--verbose", count=True, help="Log more, and show tracebacks.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error", "critical"]), help="In place of -v."
+)
 @click.option("--log-format", default=logging.BASIC_FORMAT, help="Format of log records.")
 @click.option("--log-format-style", type=click.Choice(["%", "{", "$"]), default="%")
 @click.version_option(None, "-V", "--version", package_name="pyprocrastinate")
 @click.pass_context
 def cli(
-    ctx: click.Context, app: str | None, dsn: str | None, verbose: int, log_format: str, log_format_style: Any
+    ctx: click.Context,
+    app: str | None,
+    dsn: str | None,
+    verbose: int,
+    log_level: str | None,
+    log_format: str,
+    log_format_style: Any,
 ) -> None:
     """Run and manage a task queue in PostgreSQL."""
     ctx.obj = app
@@ -98,9 +107,10 @@ def cli(
         os.environ["PROCRASTINATE_DSN"] = dsn
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format=log_format, style=log_format_style)
-    name = logging.getLevelName(level)
+    if log_level and verbose:
+        raise click.UsageError("--log-level and --verbose exclude each other")
+    name = (log_level or ("debug" if verbose else "info")).upper()
+    logging.basicConfig(level=name, format=log_format, style=log_format_style)
     logger.debug("Log level is %s", name, extra={"action": "set_log_level", "value": name})
 
 
