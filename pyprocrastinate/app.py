@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from pyprocrastinate import builtin_tasks, exceptions, removed
 from pyprocrastinate.blueprints import Blueprint
-from pyprocrastinate.deferring import JobDeferrer
 from pyprocrastinate.hooks import Hooks
+from pyprocrastinate.jobs import JobDeferrer
 from pyprocrastinate.manager import JobManager
 from pyprocrastinate.schema import SchemaManager
 from pyprocrastinate.types import ConfigureTaskOptions, WorkerOptions
@@ -152,7 +152,7 @@ class App(Blueprint):
         """
         self.perform_import_paths()
         if task := self.tasks.get(name):
-            return self.deferrer(name, task.options(**options))
+            return self.deferrer(task.name, task.options(**options))
         if not allow_unknown:
             raise exceptions.TaskNotFound(f"there is no task {name}")
         return self.deferrer(name, options)

@@ -14,8 +14,8 @@ from pyprocrastinate.tasks import Task, add_namespace
 from pyprocrastinate.types import ConfigureTaskOptions, TaskOptions
 
 if TYPE_CHECKING:
-    from pyprocrastinate.deferring import JobDeferrer
     from pyprocrastinate.job_context import JobContext
+    from pyprocrastinate.jobs import JobDeferrer
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,20 @@ Tasks that every app has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import Any
 
 from pyprocrastinate import removed
-
-if TYPE_CHECKING:
-    from pyprocrastinate.blueprints import Blueprint
-    from pyprocrastinate.job_context import JobContext
+from pyprocrastinate.blueprints import Blueprint
+from pyprocrastinate.job_context import JobContext
 
 # As workers and jobs of Procrastinate know it.
 _NAME = "procrastinate.builtin_tasks.remove_old_jobs"
 
+builtin = Blueprint()
 
+
+@builtin.task(name=f"builtin:{_NAME}", aliases=[_NAME], pass_context=True, queue="builtin")
 async def remove_old_jobs(
     context: JobContext,
     /,
@@ -39,5 +41,7 @@ async def remove_old_jobs(
 
 
 def register(app: Blueprint) -> None:
-    """Add them to an app."""
-    app.task(name=f"builtin:{_NAME}", aliases=[_NAME], pass_context=True, queue="builtin")(remove_old_jobs)
+    """Add them to an app, as tasks of its own; those of this module are deferred to the app that was made last."""
+    task = copy.copy(remove_old_jobs)
+    task.blueprint = remove_old_jobs.blueprint = app
+    app.tasks.update(dict.fromkeys((task.name, *task.aliases), task))

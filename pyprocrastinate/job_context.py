@@ -53,10 +53,10 @@ class JobContext:
     """
 
     app: App
-    worker_name: str | None
-    worker_queues: Iterable[str] | None
+    worker_name: str | None = None
+    worker_queues: Iterable[str] | None = None
     job: Job
-    token: int
+    token: int = 0
     start_timestamp: float
     additional_context: dict[str, Any] = dataclasses.field(default_factory=dict)
     abort_reason: Callable[[], AbortReason | None]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pyprocrastinate import exceptions, operations, payload, removed
-from pyprocrastinate.jobs import Job, Status
+from pyprocrastinate.jobs import VIEW_COLUMNS, Job, Status
 from pyprocrastinate.operations import Call, Row, both, given
 from pyprocrastinate.protocol import PROTOCOL
 
@@ -152,8 +152,10 @@ class JobManager:
         worker_id: int | None = None,
     ) -> Call[list[Job]]:
         """Return the jobs that match all filters, by id."""
-        others = given(status=status, lock=lock, queueing_lock=queueing_lock, worker_id=worker_id)
-        return operations.list_jobs(self.connector.json_loads, given(id=id, queue=queue, task=task) | others)
+        filters = given(id=id, queue=queue, task=task, status=status, lock=lock)
+        filters |= given(queueing_lock=queueing_lock, worker_id=worker_id)
+        loads = self.connector.json_loads
+        return Call("jobs", filters, lambda rows: [Job.from_row(row, loads) for row in rows], view=tuple(VIEW_COLUMNS))
 
     list_jobs, list_jobs_async = both(_list)
 
@@ -179,11 +181,14 @@ class JobManager:
         lock: str | None = None,
     ) -> None:
         """Do as `retry_job_by_id_async`."""
-        assert job.id is not None
-        await self.retry_job_by_id_async(job.id, retry_at, priority, queue, lock)
+        await self.retry_job_by_id_async(job.id or 0, retry_at, priority, queue, lock)
+
+    async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
+        """Do as `finish_job_by_id_async`."""
+        await self.finish_job_by_id_async(job.id or 0, status, delete_job)
 
     async def get_stalled_jobs(
-        self, queue: str | None = None, task_name: str | None = None, seconds_since_heartbeat: float = 30
+        self, *, queue: str | None = None, task_name: str | None = None, seconds_since_heartbeat: float = 30
     ) -> list[Job]:
         """Return the running jobs whose worker has been silent for this long, and which the next tick may rescue."""
         silence = timedelta(seconds=seconds_since_heartbeat)

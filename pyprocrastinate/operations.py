@@ -21,7 +21,6 @@ from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from pyprocrastinate import exceptions, payload
-from pyprocrastinate.jobs import VIEW_COLUMNS, Job
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -154,10 +153,6 @@ def defer_many(jobs: Iterable[tuple[Mapping[str, Any], str]]) -> Call[list[int]]
         return [job_id for _, job_id, *_ in sorted(rows)]
 
     return Call("defer_many", {"jobs": f"[{','.join(described)}]"}, ids)
-
-
-def list_jobs(loads: payload.JsonLoads, filters: Mapping[str, Any]) -> Call[list[Job]]:
-    return Call("jobs", filters, lambda rows: [Job.from_row(row, loads) for row in rows], view=tuple(VIEW_COLUMNS))
 
 
 def complete(job_id: int, token: int, result: str | None, connection: Any) -> Call[None]:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from pyprocrastinate import exceptions
+from pyprocrastinate import exceptions, removed
 from pyprocrastinate.types import ConfigureTaskOptions
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class PeriodicRegistry:
         self.periodic_tasks: dict[tuple[str, str], PeriodicTask] = {}
 
     def register(self, periodic: PeriodicTask) -> None:
+        removed.refuse(periodic.configure_kwargs.keys() - ConfigureTaskOptions.__optional_keys__)
         key = (periodic.task.name, periodic.periodic_id)
         if key in self.periodic_tasks:
             raise exceptions.TaskAlreadyRegistered(

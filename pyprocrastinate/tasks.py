@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from pyprocrastinate import exceptions
-from pyprocrastinate.deferring import JobDeferrer
+from pyprocrastinate.jobs import Job, JobDeferrer
 from pyprocrastinate.middleware import Middleware, checked
 from pyprocrastinate.retry import RetryDecision, RetryValue, get_retry_strategy
 from pyprocrastinate.types import ConfigureTaskOptions, JSONDict
 
 if TYPE_CHECKING:
     from pyprocrastinate.blueprints import Blueprint
-    from pyprocrastinate.jobs import Job
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -67,7 +67,7 @@ class WorkerOptions(TypedDict, total=False):
     abort_job_polling_interval: float
     shutdown_graceful_timeout: float | None
     listen_notify: bool
-    delete_jobs: str | DeleteJobCondition
+    delete_jobs: str | DeleteJobCondition | None
     additional_context: dict[str, Any] | None
     install_signal_handlers: bool
     update_heartbeat_interval: float

@@ -45,7 +45,7 @@ class Worker:
         shutdown_graceful_timeout: How long, after `stop`, tasks may go on before they are asked to stop; None: for
             ever.
         listen_notify: Whether to listen; behind a pooler in transaction mode, notifications never arrive.
-        delete_jobs: Which finished jobs are not kept: never, successful or always.
+        delete_jobs: Which finished jobs are not kept: never, which None means, successful or always.
         additional_context: Passed to tasks as `context.additional_context`, each time as a copy.
         install_signal_handlers: Whether SIGINT and SIGTERM stop the worker; the second one kills the process.
         update_heartbeat_interval: How often it tells that it lives.
@@ -66,7 +66,7 @@ class Worker:
     abort_job_polling_interval: float = 5.0
     shutdown_graceful_timeout: float | None = None
     listen_notify: bool = True
-    delete_jobs: str | DeleteJobCondition = DeleteJobCondition.NEVER
+    delete_jobs: str | DeleteJobCondition | None = None
     additional_context: dict[str, Any] | None = None
     install_signal_handlers: bool = True
     update_heartbeat_interval: float = 10.0
@@ -88,7 +88,7 @@ class Worker:
         self.worker_name = self.name or "worker"
         self.task_middleware = checked(self.task_middleware)
         self.worker_middleware: list[Middleware] = checked(self.worker_middleware, kind=True)
-        self.delete_jobs = DeleteJobCondition(self.delete_jobs)
+        self.delete_jobs = DeleteJobCondition(self.delete_jobs or "never")
         self.logger = logging.getLogger(f"{__name__}.{plain(self.worker_name)}")
         self._shift: Shift | None = None
         self._stop_requested = False

@@ -2,4 +2,4 @@
 
 from pyprocrastinate import exceptions
 
-raise exceptions.MovedElsewhere("there is no AiopgConnector: use pyprocrastinate.PsycopgConnector, over psycopg 3")
+raise exceptions.MovedElsewhere("AiopgConnector is gone: use pyprocrastinate.PsycopgConnector, over psycopg 3")

@@ -2,6 +2,4 @@
 
 from pyprocrastinate import exceptions
 
-raise exceptions.MovedElsewhere(
-    "there is no Psycopg2Connector: use pyprocrastinate.SyncPsycopgConnector, over psycopg 3"
-)
+raise exceptions.MovedElsewhere("Psycopg2Connector is gone: use pyprocrastinate.SyncPsycopgConnector, over psycopg 3")

@@ -196,10 +196,14 @@ def test_logs_go_as_they_are_told(run: Run) -> None:
     assert "DEBUG" not in quiet
     for loud in (run("-v", "defer", "greet"), run("defer", "greet", PROCRASTINATE_VERBOSE="1")):
         assert "DEBUG:pyprocrastinate" in loud.stderr
+    for loud in (run("--log-level", "debug", "defer", "greet"), run("defer", "greet", PROCRASTINATE_LOG_LEVEL="debug")):
+        assert "DEBUG:pyprocrastinate" in loud.stderr
+    assert "INFO" not in run("--log-level=warning", "defer", "greet").stderr
+    assert "exclude each other" in run("--log-level", "error", "-v", "defer", "greet", status=2).stderr
     styled = run("--log-format", "{levelname}!", "--log-format-style", "{", "defer", "greet")
     assert "INFO!" in styled.stderr
     env = {"PROCRASTINATE_LOG_FORMAT": "$name?", "PROCRASTINATE_LOG_FORMAT_STYLE": "$"}
-    assert "pyprocrastinate.deferring?" in run("defer", "greet", **env).stderr
+    assert "pyprocrastinate.jobs?" in run("defer", "greet", **env).stderr
 
 
 # What goes wrong

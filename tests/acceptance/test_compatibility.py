@@ -17,6 +17,7 @@ import pyprocrastinate as procrastinate
 from pyprocrastinate import App, JobContext, PsycopgConnector, SyncPsycopgConnector, builtin_tasks, signals
 from pyprocrastinate.exceptions import MovedElsewhere
 from pyprocrastinate.job_context import JobResult
+from pyprocrastinate.testing import InMemoryConnector
 
 REMOVE = "procrastinate.builtin_tasks.remove_old_jobs"
 
@@ -33,7 +34,7 @@ NAMES = {
     " MissingApp SyncConnectorConfigurationError CallerModuleUnknown RunTaskError InvalidTimestamp FunctionPathError"
     " MovedElsewhere",
     ".job_context": "AbortReason JobContext JobResult",
-    ".jobs": "DeleteJobCondition Job Status",
+    ".jobs": "DeleteJobCondition Job JobDeferrer Status",
     ".manager": "JobManager",
     ".periodic": "PeriodicRegistry PeriodicTask",
     ".retry": "BaseRetryStrategy RetryDecision RetryStrategy",
@@ -58,7 +59,7 @@ def test_exceptions_have_the_same_base() -> None:
 
 @pytest.mark.parametrize("name", ["AiopgConnector", "Psycopg2Connector"])
 def test_a_connector_that_is_gone_names_its_successor(name: str) -> None:
-    with pytest.raises(MovedElsewhere, match=rf"{name} was removed .* use \w*PsycopgConnector"):
+    with pytest.raises(MovedElsewhere, match=rf"{name} was removed in Procrastinate 3: use \w*PsycopgConnector"):
         getattr(procrastinate, name)
     with pytest.raises(AttributeError):
         procrastinate.nothing_like_it  # noqa: B018
@@ -76,10 +77,8 @@ def app() -> App:
 
 
 def context(app: App) -> JobContext:
-    job = procrastinate.jobs.Job(id=1, queue="q", lock=None, queueing_lock=None, task_name=REMOVE)  # type: ignore[attr-defined]
-    return JobContext(
-        app=app, worker_name="w", worker_queues=None, job=job, token=1, start_timestamp=0.0, abort_reason=lambda: None
-    )
+    job = procrastinate.jobs.Job(queue="q", lock=None, queueing_lock=None, task_name=REMOVE)  # type: ignore[attr-defined]
+    return JobContext(app=app, job=job, start_timestamp=0.0, abort_reason=lambda: None)
 
 
 def test_what_is_gone_names_its_successor(app: App) -> None:
@@ -100,6 +99,8 @@ async def test_arguments_that_are_gone_name_their_successors(app: App) -> None:
         await app.job_manager.delete_old_jobs(1, include_error=True)
     with pytest.raises(TypeError, match="there is no colour"):
         await app.job_manager.delete_old_jobs(1, colour=True)
+    with pytest.raises(TypeError, match="positional"):  # the first one was nb_seconds
+        await app.job_manager.get_stalled_jobs(300)  # type: ignore[misc]
 
 
 def test_the_result_of_a_run() -> None:
@@ -160,10 +161,21 @@ async def test_old_jobs_are_removed(dsn: str, conn: psycopg.Connection[Any], nam
         remover = app.configure_task(name, queue="builtin")
         await remover.defer_async(max_hours=2)
         await app.run_worker_async(**worker)  # type: ignore[arg-type]
-        assert [job.task_name for job in app.job_manager.list_jobs()] == ["fails", name]
+        assert [job.task_name for job in app.job_manager.list_jobs()] == ["fails", f"builtin:{REMOVE}"]
         await remover.defer_async(max_hours=2, remove_failed=True)
         await app.run_worker_async(**worker)  # type: ignore[arg-type]
-        assert [(job.task_name, job.status) for job in app.job_manager.list_jobs()] == [(name, "succeeded")] * 2
+        removed = [(f"builtin:{REMOVE}", "succeeded")] * 2
+        assert [(job.task_name, job.status) for job in app.job_manager.list_jobs()] == removed
+
+
+def test_the_builtin_task_is_one_of_the_app(app: App) -> None:
+    other = App(connector=InMemoryConnector())
+    app.connector = InMemoryConnector()
+    builtin_tasks.remove_old_jobs.configure(queueing_lock="one").defer(max_hours=72)
+    assert [job["task_name"] for job in other.connector.jobs.values()] == [f"builtin:{REMOVE}"]
+    assert [job["queue_name"] for job in other.connector.jobs.values()] == ["builtin"]
+    app.tasks[f"builtin:{REMOVE}"].defer(max_hours=72)
+    assert (len(app.connector.jobs), len(other.connector.jobs)) == (1, 1)
 
 
 def test_on_windows_the_loop_suits_psycopg_and_no_signal_is_handled(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +194,12 @@ def test_on_windows_the_loop_suits_psycopg_and_no_signal_is_handled(app: App, mo
     before = signal.getsignal(signal.SIGTERM)
     with signals.stop_on_signals(lambda: None, logging.getLogger()):
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_none_is_the_default_of_every_option_that_may_be_none_there(app: App) -> None:
+    none = ("queues", "name", "shutdown_graceful_timeout", "delete_jobs", "additional_context")
+    worker = app.make_worker(**dict.fromkeys((*none, "task_middleware", "worker_middleware")))  # type: ignore[arg-type]
+    assert worker.delete_jobs is procrastinate.jobs.DeleteJobCondition.NEVER  # type: ignore[attr-defined]
 
 
 def test_the_parameters_of_the_manager_are_the_same() -> None:

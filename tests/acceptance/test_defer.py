@@ -419,6 +419,7 @@ class TestTasks:
         assert (task.name, task.aliases) == ("out:in:task", ["out:in:alias"])
         await task.defer_async("by name")
         await app.configure_task("out:in:alias").defer_async(x="by alias")
+        assert {job.task_name for job in await app.job_manager.list_jobs_async()} == {"out:in:task"}
         await drain(app)
         assert seen == ["by name", "by alias"]
 

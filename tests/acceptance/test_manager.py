@@ -101,6 +101,9 @@ async def test_async_code_has_the_same_and_more(app: App, conn: object) -> None:
     conn.execute("select procrastinate.fetch_v1(procrastinate.register_worker_v1('w'))")  # type: ignore[attr-defined]
     await manager.retry_job(job, queue="again")
     assert [found.id for found in await manager.list_jobs_async(queue="again", status="todo")] == [job.id]
+    conn.execute("select procrastinate.fetch_v1(procrastinate.register_worker_v1('w'))")  # type: ignore[attr-defined]
+    await manager.finish_job(job, Status.SUCCEEDED, delete_job=False)
+    assert await manager.get_job_status_async(job.id) is Status.SUCCEEDED
 
 
 @pytest.mark.scenario(65)
