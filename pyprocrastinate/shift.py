@@ -249,6 +249,10 @@ class Shift:
     async def _rest(self) -> None:
         """Look whether there is something to do, and if not, sleep until there may be."""
         seconds: float | None = None
+        # What has just been begun may end at once, and is then told first.
+        await asyncio.sleep(0)
+        if self._outbox.runs:
+            return
         if self._execution.free > 0 and not self._stopping:
             if monotonic() >= self._look_at:
                 await self._look()
