@@ -1,34 +1,20 @@
-create or replace function procrastinate._next_in_line(
-  lock text, after_rank int default null, after_id bigint default null,
-  out id bigint, out rank int, out queue text, out state "char"
-)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-#variable_conflict use_column
-begin
-  -- What runs under a lock is better than all that is 'w' under it, so a finish looks on from its own place and never
-  -- walks over the dead rows of the jobs before it.
-  if after_id is not null then
-    select s.* into id, rank, queue, state from (
+create or replace function procrastinate._first_in_line(lock text, after_rank int, after_id bigint)
+returns table (id bigint, rank int, queue text, state "char")
+language sql stable parallel safe begin atomic
+  select s.id, s.rank, s.queue, s.state
+    from (
       (select j.id, j.rank, j.queue, j.state from procrastinate.job as j
-        where j.lock = _next_in_line.lock and j.state in ('r', 'b', 'h') order by j.rank, j.id limit 1)
+        where j.lock = $1 and j.state in ('r', 'b', 'h') order by j.rank, j.id limit 1)
       union all
       (select j.id, j.rank, j.queue, j.state from procrastinate.job as j
-        where j.lock = _next_in_line.lock and j.state = 'w' and (j.rank, j.id) > (after_rank, after_id)
+        where j.lock = $1 and j.state = 'w' and (j.rank, j.id) > (after_rank, after_id)
         order by j.rank, j.id limit 1)) as s
-     order by s.rank, s.id limit 1;
-  end if;
-  if id is null then
-    select s.* into id, rank, queue, state from (
-      (select j.id, j.rank, j.queue, j.state from procrastinate.job as j
-        where j.lock = _next_in_line.lock and j.state in ('r', 'b', 'h') order by j.rank, j.id limit 1)
-      union all
-      (select j.id, j.rank, j.queue, j.state from procrastinate.job as j
-        where j.lock = _next_in_line.lock and j.state = 'w' order by j.rank, j.id limit 1)) as s
-     order by s.rank, s.id limit 1;
-  end if;
-end $$;
-comment on function procrastinate._next_in_line(text, int, bigint) is
-'Find the best waiting job of a lock, looking on from the given place where a job that ran under it stood. Null: nothing waits.';
+   order by s.rank, s.id
+   limit 1;
+end;
+comment on function procrastinate._first_in_line(text, int, bigint) is
+'Find the best waiting job of a lock, inline. What runs under a lock is better than all that is w under it, so a finish looks on from '
+'its own place, and never walks over the dead rows of the jobs before it.';
 
 create or replace function procrastinate._promote(locks text[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -37,7 +23,7 @@ declare
   v_best bigint;
 begin
   foreach v_lock in array locks loop
-    select n.id into v_best from procrastinate._next_in_line(v_lock) as n where n.state in ('r', 'h');
+    select n.id into v_best from procrastinate._first_in_line(v_lock, -2147483648, 0) as n where n.state in ('r', 'h');
     -- a candidate that somebody holds may be about to go, and then another must stand there
     perform from procrastinate.job as j where j.id = v_best for update skip locked;
     if not found then

@@ -3,28 +3,21 @@ returns table (
   id bigint, token bigint, task text, queue text, args text, headers text, attempts int, priority int, lock text,
   queueing_lock text, scheduled_at timestamptz, deferred_at timestamptz, abort_requested boolean
 )
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
-  set plan_cache_mode = force_generic_plan as $$
-declare
-  v_now timestamptz;
-  v_hooks text[];
-  v_ids bigint[];
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
-  select f.ids into v_ids
-    from procrastinate._fetching(worker_id) as w
-   cross join lateral procrastinate._fetch(w.queues, least(greatest(capacity, 0), 1000000), 0, null, null, null, null, v_now) as f;
-  return query select c.* from procrastinate._claim(fetch_v1.worker_id, v_ids, v_now) as c;
-  if 'started' = any (v_hooks) then
-    perform procrastinate._call_hooks('started', v_ids);
-  end if;
+  return query
+    select w.id, w.token, w.task, w.queue, w.args, w.headers, w.attempts, w.priority, w.lock, w.queueing_lock, w.scheduled_at,
+           w.deferred_at, w.abort_requested
+      from procrastinate.work_v1(worker_id, '{}', '{}', '[]', true, capacity, 0, null) as w
+     where w.id is not null;
 end $$;
 comment on function procrastinate.fetch_v1(bigint, int) is
 'Claim up to capacity due jobs of the worker''s queues: priority descending, then id ascending, none whose lock is taken. '
 'Each comes with the token that its outcome must carry. Raises JQ004 (not registered), JQ006 (not READ COMMITTED).';
 
-create or replace function procrastinate._fetching(worker_id bigint, out queues text[], out idle_at timestamptz)
+create or replace function procrastinate._registered(
+  worker_id bigint, out queues text[], out idle_at timestamptz, out clock_offset interval, out sql_hooks text[]
+)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
@@ -33,33 +26,16 @@ begin
     raise exception 'jobs cannot be fetched in a % transaction', current_setting('transaction_isolation')
       using errcode = 'JQ006', hint = 'Fetch in autocommit, at READ COMMITTED.';
   end if;
-  select w.queues, w.idle_at into queues, idle_at from procrastinate.worker as w where w.id = worker_id;
+  select w.queues, w.idle_at, c.clock_offset, c.sql_hooks into queues, idle_at, clock_offset, sql_hooks
+    from procrastinate.worker as w cross join procrastinate.config as c where w.id = worker_id;
   if not found then
     raise exception 'worker % is not registered', worker_id using errcode = 'JQ004',
       detail = 'It never was, has unregistered, or gave no heartbeat for too long and its jobs were given away.',
       hint = 'Call procrastinate.register_worker_v1 and go on under the new id.';
   end if;
 end $$;
-comment on function procrastinate._fetching(bigint) is 'Return what a fetch must know of its worker. Raises JQ004, JQ006.';
-
-create or replace function procrastinate._claim(worker_id bigint, ids bigint[], at timestamptz)
-returns table (
-  id bigint, token bigint, task text, queue text, args text, headers text, attempts int, priority int, lock text,
-  queueing_lock text, scheduled_at timestamptz, deferred_at timestamptz, abort_requested boolean
-)
-language sql set search_path = pg_catalog, pg_temp as $$
-  with c as (
-    update procrastinate.job as j
-       set state = 'x', token = nextval('procrastinate.token_seq'), worker_id = $1, started_at = $3
-     where j.id = any ($2)
-    returning j.id, j.token, j.task, j.queue, j.args::text, j.headers::text, j.attempts, j.rank, j.lock, j.queueing_lock,
-              j.scheduled_at, j.deferred_at, j.abort_requested)
-  select c.id, c.token, c.task, c.queue, c.args, c.headers, c.attempts, -c.rank, c.lock, c.queueing_lock,
-         c.scheduled_at, c.deferred_at, c.abort_requested
-    from c order by c.rank, c.id
-$$;
-comment on function procrastinate._claim(bigint, bigint[], timestamptz) is
-'Give these jobs, whose rows the caller holds, to a worker: each under a new token.';
+comment on function procrastinate._registered(bigint) is
+'Return what a fetch must know of its worker, and of the settings. Raises JQ004, JQ006.';
 
 create or replace function procrastinate._fetch(
   queues text[], capacity int, extra int, scan_from bigint[], handed bigint[], handed_rank int[], handed_lock text[],
@@ -97,7 +73,7 @@ begin
     v_start := clock_timestamp();
     v_from_rank := v_to_rank;
     v_from_id := v_to_id;
-    select k.* into c from procrastinate._candidates(queues, v_lanes, v_from_rank, v_from_id, v_size) as k;
+    c := procrastinate._candidates(queues, v_lanes, v_from_rank, v_from_id, v_size);
     v_more := c.scanned >= v_size;
     v_to_rank := coalesce(c.to_rank, v_to_rank);
     v_to_id := coalesce(c.to_id, v_to_id);
@@ -113,7 +89,7 @@ begin
     exit when c.id is null and not v_more;
     s := c;
     if array_remove(c.lock, null) <> '{}' then
-      select * into c from procrastinate._settle(queues, c.id, c.rank, c.lock, c.solo, ids, handed, handed_lock);
+      c := procrastinate._settle(queues, c.id, c.rank, c.lock, c.solo, ids, handed, handed_lock);
       ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));
     elsif extra > 0 or cardinality(c.id) > v_want - cardinality(ids) then
       ids := ids || procrastinate._cut(c.id, c.solo, capacity - cardinality(ids), v_want - cardinality(ids));

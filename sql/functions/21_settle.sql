@@ -10,36 +10,49 @@ declare
   v_head bigint[];
   v_head_rank int[];
   v_head_lock text[];
-  v_held bigint[];
+  v_held bigint[] := '{}';
+  v_mine bigint[];
   v_take bigint[];
   v_best bigint[];
 begin
   -- locks this call has already decided about: a handed job is claimed, what else waits under its lock is not
-  v_own := coalesce(handed_lock, '{}')
-    || array(select j.lock from procrastinate.job as j where j.id = any (taken) and j.lock is not null);
+  v_own := coalesce(handed_lock, '{}');
+  if taken <> '{}' then
+    v_own := v_own || array(select j.lock from procrastinate.job as j where j.id = any (taken) and j.lock is not null);
+  end if;
   v_locks := array(
     select l.lock from (
       select distinct u.lock from unnest(lock) as u (lock)
        where u.lock is not null and u.lock <> all (v_own) limit 256) as l
      where pg_try_advisory_xact_lock(procrastinate._lock_key(l.lock)));
-  -- A new statement: what a finish or another fetch wrote before it gave the advisory lock up is visible now.
-  select array_agg(h.id), array_agg(h.head), array_agg(h.rank), array_agg(h.lock)
-    into v_held, v_head, v_head_rank, v_head_lock
-    from (
-      select x.id, b.id as head, b.rank, l.lock
-        from unnest(v_locks) as l (lock)
-        left join lateral (
-          select j.id from procrastinate.job as j
-           where j.lock = l.lock and j.state = 'x' order by j.token desc limit 1) as x on true
-        left join lateral procrastinate._next_in_line(l.lock) as b on x.id is null
-    ) as h;
-  v_held := array_remove(v_held, null);
+  if v_locks <> '{}' then
+    -- A new statement: what a finish or another fetch wrote before it gave the advisory lock up is visible now.
+    select coalesce(array_agg(h.id) filter (where h.id is not null), '{}'), array_agg(h.head) filter (where h.head is not null),
+           array_agg(h.rank) filter (where h.head is not null), array_agg(h.lock) filter (where h.head is not null)
+      into v_held, v_head, v_head_rank, v_head_lock
+      from (
+        select x.id, b.id as head, b.rank, l.lock
+          from unnest(v_locks) as l (lock)
+          left join lateral (
+            select j.id from procrastinate.job as j
+             where j.lock = l.lock and j.state = 'x' order by j.token desc limit 1) as x on true
+          left join lateral procrastinate._first_in_line(
+            case when x.id is null then l.lock end, -2147483648, 0) as b on true
+      ) as h;
+  end if;
+  -- mostly, each candidate with a lock is handed over or the head of a lock that is free
+  v_mine := coalesce(v_head, '{}') || coalesce(handed, '{}');
+  if v_held = '{}' and v_mine <@ id and cardinality(v_mine) = cardinality(array_remove(lock, null)) then
+    return;
+  end if;
   -- A job that somebody else holds decides nothing yet.
   v_head := procrastinate._hold(v_head, v_head_rank, v_head_lock);
   v_take := array(
     select j.id from procrastinate.job as j
      where j.id = any (v_head) and j.state <> 'h' and (queues is null or j.queue = any (queues)));
-  perform procrastinate._surface(v_head, v_take);
+  if not v_head <@ v_take then
+    perform procrastinate._surface(v_head, v_take);
+  end if;
   v_take := v_take || array(
     select u.id from unnest(id, lock) as u (id, lock) where u.lock is null or u.id = any (coalesce(handed, '{}')));
   -- Where somebody else is deciding, the best of these stays a candidate, and the others need not be looked at each time.

@@ -12,35 +12,50 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 #variable_conflict use_column
 declare
   v_worker record;
+  v_handed bigint[];
+  v_handed_rank int[];
+  v_handed_lock text[];
   v_now timestamptz;
-  v_hooks text[];
   v_ids bigint[] := '{}';
-  v_lost bigint[];
-  f record;
+  r record;
 begin
+  -- Functions are called in assignments: to select from them would start an executor for each.
   capacity := least(greatest(capacity, 0), 1000000);
   extra := least(greatest(extra, 0), 1000000);
-  select * into v_worker from procrastinate._fetching(worker_id);
+  v_worker := procrastinate._registered(worker_id);
   if outcomes <> '[]' then
-    select s.outcomes, s.verdicts into outcomes, verdicts from procrastinate._sift(succeeded, tokens, outcomes) as s;
+    r := procrastinate._sift(succeeded, tokens, outcomes);
+    outcomes := r.outcomes;
+    verdicts := r.verdicts;
   end if;
   if cardinality(succeeded) > 0 or outcomes <> '[]' then
-    select * into f from procrastinate._finish(
-      succeeded, tokens, outcomes, keep, capacity > 0, v_worker.queues);
-    verdicts := coalesce(verdicts || f.verdicts, verdicts, f.verdicts);
-  else
-    select null::bigint[] as handed, null::int[] as handed_rank, null::text[] as handed_lock into f;
+    r := procrastinate._finish(
+      succeeded, tokens, outcomes, keep, capacity > 0, v_worker.queues, v_worker.clock_offset, v_worker.sql_hooks);
+    v_handed := r.handed;
+    v_handed_rank := r.handed_rank;
+    v_handed_lock := r.handed_lock;
+    verdicts := coalesce(verdicts || r.verdicts, verdicts, r.verdicts);
   end if;
   -- read after the finish: under a lock, one job's end is no later than the next one's start
-  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
+  v_now := clock_timestamp() + v_worker.clock_offset;
   scan_next := scan_from;
   if capacity + extra > 0 then
-    select k.ids, k.scan_next into v_ids, scan_next
-      from procrastinate._fetch(
-        v_worker.queues, capacity, extra, scan_from, f.handed, f.handed_rank, f.handed_lock, v_now) as k;
+    r := procrastinate._fetch(
+      v_worker.queues, capacity, extra, scan_from, v_handed, v_handed_rank, v_handed_lock, v_now);
+    v_ids := r.ids;
+    scan_next := r.scan_next;
     if v_ids <> '{}' then
-      return query select c.*, null::jsonb, null::bigint[] from procrastinate._claim(worker_id, v_ids, v_now) as c;
-      if 'started' = any (v_hooks) then
+      -- the rows are held: each is given to the worker under a new token
+      return query
+        with c as (
+          update procrastinate.job as j
+             set state = 'x', token = nextval('procrastinate.token_seq'), worker_id = work_v1.worker_id, started_at = v_now
+           where j.id = any (v_ids)
+          returning j.*)
+        select c.id, c.token, c.task, c.queue, c.args::text, c.headers::text, c.attempts, -c.rank, c.lock, c.queueing_lock,
+               c.scheduled_at, c.deferred_at, c.abort_requested, null::jsonb, null::bigint[]
+          from c order by c.rank, c.id;
+      if 'started' = any (v_worker.sql_hooks) then
         perform procrastinate._call_hooks('started', v_ids);
       end if;
     end if;
@@ -50,9 +65,8 @@ begin
        where w.id = any (array(select k.id from procrastinate.worker as k where k.id = worker_id for update skip locked));
     end if;
   end if;
-  v_lost := array(select h from unnest(f.handed) as h where h <> all (v_ids));
-  if v_lost <> '{}' then
-    perform procrastinate._surface(v_lost, '{}');
+  if v_handed is not null and not v_handed <@ v_ids then
+    perform procrastinate._surface(v_handed, v_ids);
   end if;
   id := null;
   return next;

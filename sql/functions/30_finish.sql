@@ -9,8 +9,10 @@ declare
   v_verdicts jsonb;
 begin
   select f.verdicts into v_verdicts
-    from procrastinate._sift(succeeded, tokens, outcomes) as s
-   cross join lateral procrastinate._finish(succeeded, tokens, s.outcomes, keep, false, null) as f;
+    from procrastinate.config as c
+   cross join lateral procrastinate._sift(succeeded, tokens, outcomes) as s
+   cross join lateral procrastinate._finish(
+     succeeded, tokens, s.outcomes, keep, false, null, c.clock_offset, c.sql_hooks) as f;
   return query
     select g.id, g.token, case when g.fault is null then coalesce(v.verdict, 'ok') else 'refused' end,
            case when g.fault is null then v.sqlstate else '22023' end, coalesce(g.fault, v.message),
@@ -34,13 +36,12 @@ comment on function procrastinate.finish_v1(bigint, bigint[], bigint[], jsonb, b
 'one that an open transaction holds, or its lock: refused with 55P03, it is to be told again.';
 
 create or replace function procrastinate._finish(
-  succeeded bigint[], tokens bigint[], outcomes jsonb, keep boolean, hand boolean, queues text[],
-  out verdicts jsonb, out handed bigint[], out handed_rank int[], out handed_lock text[]
+  succeeded bigint[], tokens bigint[], outcomes jsonb, keep boolean, hand boolean, queues text[], clock_offset interval,
+  sql_hooks text[], out verdicts jsonb, out handed bigint[], out handed_rank int[], out handed_lock text[]
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_now timestamptz;
-  v_hooks text[];
+  v_now timestamptz := clock_timestamp() + clock_offset;
   v_ids bigint[];
   v_tokens bigint[];
   f_lock text[];
@@ -49,7 +50,6 @@ declare
   v_aside jsonb;
   o record;
 begin
-  select clock_timestamp() + c.clock_offset, c.sql_hooks into v_now, v_hooks from procrastinate.config as c;
   -- Somebody may abort some of these jobs, or look at their locks, in a transaction that stays open: the others shall not
   -- wait for it. A row that nobody has touched since its claim has no xmax, or that of the claim.
   if outcomes <> '[]' or exists (
@@ -100,16 +100,19 @@ begin
     verdicts := coalesce(verdicts, '[]') || v_aside;
   end if;
   if f_lock <> '{}' then
-    select * into handed, handed_rank, handed_lock from procrastinate._pass_on(f_lock, f_rank, f_id, hand, queues);
+    o := procrastinate._pass_on(f_lock, f_rank, f_id, hand, queues);
+    handed := o.handed;
+    handed_rank := o.handed_rank;
+    handed_lock := o.handed_lock;
   end if;
-  if 'finished' = any (v_hooks) then
+  if 'finished' = any (sql_hooks) then
     perform procrastinate._call_hooks('finished', array(
       select u.id from unnest(succeeded, tokens) as u (id, token) where u.token = any (v_tokens)
       union
       select (v ->> 'id')::bigint from jsonb_array_elements(verdicts) as v where v ->> 'verdict' = 'ok' and v ->> 'status' <> 'todo'));
   end if;
 end $$;
-comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, boolean, text[]) is
+comment on function procrastinate._finish(bigint[], bigint[], jsonb, boolean, boolean, text[], interval, text[]) is
 'End runs and pass their locks on. With hand, the jobs that are next under those locks and in these queues are '
 'returned, their rows held, for the fetch of the same call; else they become candidates. verdicts leaves out plain ok.';
 
@@ -233,11 +236,13 @@ declare
 begin
   perform procrastinate._take_locks(lock);
   -- A new statement: what fetches lined up behind the ended job before they gave the advisory lock up is visible now.
-  select array_agg(n.id), array_agg(n.rank), array_agg(u.lock)
+  select array_agg(coalesce(n.id, m.id)), array_agg(coalesce(n.rank, m.rank)), array_agg(u.lock)
     into v_next, v_next_rank, v_next_lock
     from unnest(lock, rank, id) as u (lock, rank, id)
-   cross join lateral procrastinate._next_in_line(u.lock, u.rank, u.id) as n
-   where n.id is not null;
+    left join lateral procrastinate._first_in_line(u.lock, u.rank, u.id) as n on true
+    -- without a place, or where nothing stands beyond it: the whole line
+    left join lateral procrastinate._first_in_line(case when n.id is null then u.lock end, -2147483648, 0) as m on true
+   where coalesce(n.id, m.id) is not null;
   v_held := procrastinate._hold(v_next, v_next_rank, v_next_lock);
   if hand then
     select array_agg(j.id), array_agg(j.rank), array_agg(j.lock) into handed, handed_rank, handed_lock
@@ -275,11 +280,12 @@ begin
   select j.lock into v_lock from procrastinate.job as j where j.id = job_id and j.token = complete_v1.token for update;
   perform procrastinate._take_locks(array[v_lock]);
   select f.verdicts -> 0 into v_verdict
-    from procrastinate._finish(
-      '{}', '{}',
-      jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
-        'id', job_id, 'token', complete_v1.token, 'outcome', 'succeeded', 'result', result))),
-      true, false, null) as f;
+    from procrastinate.config as c
+   cross join lateral procrastinate._finish(
+     '{}', '{}',
+     jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+       'id', job_id, 'token', complete_v1.token, 'outcome', 'succeeded', 'result', result))),
+     true, false, null, c.clock_offset, c.sql_hooks) as f;
   if v_verdict ->> 'verdict' <> 'ok' then
     raise exception 'job % is not held under this token', job_id using errcode = 'JQ002',
       detail = case v_verdict ->> 'verdict'

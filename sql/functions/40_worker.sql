@@ -126,8 +126,8 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 declare
   v_worker record;
 begin
-  select * into v_worker from procrastinate._fetching(worker_id);
-  at := procrastinate.now_();
+  v_worker := procrastinate._registered(worker_id);
+  at := clock_timestamp() + v_worker.clock_offset;
   if v_worker.idle_at is null then
     update procrastinate.worker as w set idle_at = idle_v1.at where w.id = worker_id;
   end if;

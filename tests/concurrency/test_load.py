@@ -105,12 +105,7 @@ FLAWS = {
         "where j.lock = l.lock and j.state = '-' order by j.token desc limit 1",
         "ran at once under",
     ),
-    "lines turned around": (
-        "_next_in_line",
-        "order by s.rank, s.id limit 1;\n  end if;\nend",
-        "order by s.rank desc, s.id desc limit 1;\n  end if;\nend",
-        "jumped",
-    ),
+    "lines turned around": ("_first_in_line", "ORDER BY s.rank, s.id\n", "ORDER BY s.rank DESC, s.id DESC\n", "jumped"),
     "runs not counted": ("_finish", "d.attempts + 1", "d.attempts", "attempts, but"),
     "finished jobs thrown away": ("_finish", "'succeeded', d.task", "'failed', d.task", "successes, but failed"),
     "jobs lost": ("_finish", "          from d)\n", "          from d where d.id % 97 > 0)\n", "jobs are lost"),

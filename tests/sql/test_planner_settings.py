@@ -14,5 +14,5 @@ def test_who_forbids_sequential_scans_forbids_their_compilation_too(db):
          where pronamespace = 'procrastinate'::regnamespace
            and 'enable_seqscan=off' = any (proconfig)
     """)
-    assert "fetch_v1" in str(functions)
+    assert "work_v1" in str(functions)
     assert [function.name for function in functions if not function.ok] == []
