@@ -30,8 +30,8 @@ begin
       end if;
     end if;
     v_tick.swept_lock := procrastinate._sweep_locks(v_tick.swept_lock);
-    -- what fails would fail again at once
-    v_tick.next_at := case when v_failed then v_now + interval '10 seconds' when v_more then v_now
+    -- what fails would fail again at once; but all that is to be rescued waits for the next tick
+    v_tick.next_at := case when v_failed then v_now + interval '1 second' when v_more then v_now
                            else procrastinate._next_tick_at(v_now) end;
     update procrastinate.tick as t
        set next_at = v_tick.next_at, swept_lock = v_tick.swept_lock, purged_at = v_tick.purged_at;

@@ -36,7 +36,7 @@ def tick_v1(tables: Tables) -> list[Row]:
         deaths = [worker.heartbeat_at + worker.stalled_after for worker in tables.worker.values()]
         next_at = max(now + _SOON, min([now + _MINUTE, *deaths]))
         if failed:
-            next_at = now + timedelta(seconds=10)
+            next_at = now + timedelta(seconds=1)
         tables.tick = dataclasses.replace(tables.tick, next_at=next_at, purged_at=purged_at)
     times = (max(tick_due_at(tables, now), now + _SOON), now)
     return [*((*row, *times) for row in done), (None, None, None, *times)]
