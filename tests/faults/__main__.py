@@ -12,6 +12,7 @@ from tests.faults import soak
 from tests.faults.checker import Report, check
 from tests.faults.nemesis import FAULTS
 from tests.faults.record import Record, load
+from tests.faults.tasks import LEASE
 
 
 def main() -> int:
@@ -55,7 +56,8 @@ def summary(report: Report) -> str:
     faults = "\n".join(f"  {count:5} {name}" for name, count in sorted(report.faults.items()))
     figures = {
         "jobs": f"{report.jobs}, runs begun: {report.starts}",
-        "faults": f"{report.faults.total()}, running jobs that one hit: {report.exposed}\n{faults}",
+        "faults": f"{report.faults.total()} of {len(report.faults)} kinds\n{faults}",
+        "running jobs that a fault hit": report.exposed,
         "answers to commits lost": report.lost_replies,
         "deferred, though the answer was lost": report.recovered,
         "rolled back": report.rolled_back,
@@ -67,7 +69,8 @@ def summary(report: Report) -> str:
         "at once under a lock, after a fault": report.overlaps,
         "leftovers": report.count("I13"),
         "rescues of the jobs of killed workers": (
-            f"{len(report.rescues)}; p50 {report.rescued_within(0.5):.1f} s, p99 {report.rescued_within(0.99):.1f} s"
+            f"{len(report.rescues)}; p50 {report.rescued_within(0.5):.1f} s, p99 {report.rescued_within(0.99):.1f} s,"
+            f" with a lease of {LEASE:.0f} s"
         ),
         "wrong in all": len(report.wrong),
     }

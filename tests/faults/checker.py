@@ -93,6 +93,12 @@ def check(record: Record) -> Report:
     return _Checker(record).report
 
 
+def _over(fault: Event) -> float:
+    """Return when a fault is over for a worker: for as long as it lasted, one may wait until it connects again."""
+    began, ended = float(fault["began"]), float(fault["ended"])
+    return ended + min(_LONGEST_PAUSE, ended - began) + GRACE
+
+
 class _Checker:
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -226,13 +232,11 @@ class _Checker:
         ):
             return True
         silent = at - LEASE / 2
-        for fault in self.faults:
-            touched = fault["touches"] is None or claim.slot in fault["touches"]
-            # For as long as it lasted, a worker may go on waiting until it connects again.
-            waits = min(_LONGEST_PAUSE, fault["ended"] - fault["began"]) + GRACE
-            if touched and fault["began"] - HEARTBEAT <= silent <= fault["ended"] + waits:
-                return True
-        return False
+        return any(
+            fault["began"] - HEARTBEAT <= silent <= _over(fault)
+            for fault in self.faults
+            if fault["touches"] is None or claim.slot in fault["touches"]
+        )
 
     def _fenced(self) -> None:
         before: dict[int, list[Claim]] = {}
@@ -414,10 +418,11 @@ class _Checker:
                 if not claim.opened.at <= died <= claim.closed.at:
                     continue
                 took = claim.closed.at - died
-                if any(f["began"] <= claim.closed.at and f["ended"] + 2 >= died for f in everybody):
-                    continue
                 self.report.rescues.append(took)
-                self._expect(took <= LEASE + 1 + GRACE, "I10", f"job {claim.job} was rescued after {took:.1f} s")
+                # While a fault befalls everybody, there is nobody to rescue it.
+                away = sum(max(0.0, min(_over(f), claim.closed.at) - max(f["began"], died)) for f in everybody)
+                fine = took <= LEASE + 1 + GRACE + away
+                self._expect(fine, "I10", f"job {claim.job} was rescued after {took:.1f} s, {away:.1f} s of outage")
 
     def _liveness(self) -> None:
         for id_, job in self.record.jobs.items():

@@ -33,6 +33,7 @@ class Client:
         self.rate: float = options["rate"]
         self.random = random.Random(f"{options['seed']} {self.name}")
         self.history = History(Path(options["folder"]), self.name)
+        self.hold = Path(options["hold"])
         self.count = 0
 
     def draw(self) -> dict[str, Any]:
@@ -68,11 +69,11 @@ class Client:
         return job
 
     def run(self) -> None:
-        """Defer until the time is over, and never more than a moment late."""
+        """Defer until the time is over, and never more than a moment late unless too many jobs wait."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < self.seconds:
             due = int(passed * self.rate) - self.count
-            if due <= 0:
+            if due <= 0 or self.hold.exists():
                 time.sleep(0.005)
                 continue
             batch = [self.draw() for _ in range(min(due, self.random.choice([1, 1, 1, 5, 20])))]

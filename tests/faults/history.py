@@ -33,8 +33,10 @@ class History:
 
 def read(folder: Path) -> list[Event]:
     """Return all events of a folder, by time."""
-    events = []
+    events: list[Event] = []
     for path in folder.glob("*.jsonl"):
         # The last line may be half a line, if the disk was full or the machine fell.
-        events += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        # All at once, so that equal keys are one object.
+        events += json.loads(f"[{','.join(lines)}]")
     return sorted(events, key=lambda event: event["at"])

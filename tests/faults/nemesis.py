@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from tests.faults.stage import MAX_CONNECTIONS, WORKERS, SoakError, Stage
+from tests.faults import hooks
+from tests.faults.stage import MAX_CONNECTIONS, PLUGGED, WORKERS, SoakError, Stage
 from tests.faults.tasks import LEASE, QUEUES
 
 # Backends of a worker's loop, and of its thread for heartbeats and notifications.
@@ -311,21 +311,11 @@ class DiskFull(OfServer):
         return stage.disk is not None
 
     def inject(self, stage: Stage) -> None:
-        assert stage.disk
-        ballast = stage.disk / "ballast"
+        stage.fill_disk()
         try:
-            with ballast.open("wb") as file:
-                filled, size = 0, shutil.disk_usage(stage.disk).free
-                while size >= 4096:
-                    try:
-                        os.posix_fallocate(file.fileno(), filled, size)
-                        filled += size
-                    except OSError:
-                        # The database was faster.
-                        size //= 2
             stage.pause(self.seconds)
         finally:
-            ballast.unlink()
+            stage.empty_disk()
 
 
 class Timeouts(OfServer):
@@ -494,6 +484,29 @@ class Hostile(Fault):
             stage.history.write("poison", ids=ids)
 
 
+class HostileHooks(Fault):
+    """The plugin of a worker raises, hangs, or returns junk, wherever it is called."""
+
+    name = "F16 hostile hooks"
+    lane = "aside"
+
+    def __init__(self, rnd: random.Random) -> None:
+        super().__init__(rnd)
+        # It explains nothing.
+        self.touches = []
+        self.how = rnd.choice(hooks.WAYS)
+        self.seconds = rnd.uniform(1, 4)
+        self.detail = {"how": self.how}
+
+    def inject(self, stage: Stage) -> None:
+        file = hooks.command(stage.folder, PLUGGED)
+        file.write_text(self.how)
+        try:
+            stage.pause(self.seconds)
+        finally:
+            file.unlink()
+
+
 class Terminate(OfWorker):
     """A worker is asked to stop, once or twice."""
 
@@ -509,15 +522,10 @@ class Terminate(OfWorker):
             _stop(stage, self.worker, process, twice=self.twice)
 
 
-class TerminateInOutage(OfServer):
+class TerminateInOutage(OfWorker):
     """A worker is asked to stop while no byte comes from the database."""
 
     name = "F17 worker stopped in an outage"
-
-    def __init__(self, rnd: random.Random) -> None:
-        super().__init__(rnd)
-        self.worker = rnd.choice(list(WORKERS))
-        self.touches = [self.worker]
 
     def inject(self, stage: Stage) -> None:
         with stage.holding(self.worker) as process:
@@ -589,13 +597,14 @@ FAULTS: tuple[type[Fault], ...] = (
     BreakBouncer,
     Horizon,
     Hostile,
+    HostileHooks,
     Terminate,
     TerminateInOutage,
     WrongClock,
     FailOver,
 )
 # How many seconds apart the faults of a lane begin, on average.
-SPACING = {"worker": 2.5, "server": 4.0, "aside": 4.0}
+SPACING = {"worker": 2.5, "server": 5.0, "aside": 4.0}
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import psycopg
 from tests.faults.history import Event, read
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Step:
     """One transition of one job, as the trigger saw it; `at` and `began` are of the monotonic clock."""
 
@@ -34,7 +36,7 @@ class Step:
     key: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Final:
     """What a job has come to."""
 
@@ -69,37 +71,48 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "history.jsonl").open("w") as file:
             file.writelines(json.dumps(event) + "\n" for event in self.events)
-        jobs = [dataclasses.asdict(job) for job in self.jobs.values()]
-        steps = [dataclasses.asdict(step) for step in self.steps]
-        database = {"steps": steps, "jobs": jobs, "effects": self.effects, "facts": self.facts}
-        (folder / "database.json").write_text(json.dumps(database))
+        rows: dict[str, Iterable[Any]] = {
+            "steps": map(_fields(Step), self.steps),
+            "jobs": map(_fields(Final), self.jobs.values()),
+            "effects": self.effects,
+            "facts": self.facts.items(),
+        }
+        for name, values in rows.items():
+            with (folder / f"{name}.json").open("w") as file:
+                file.writelines(json.dumps(value) + "\n" for value in values)
+
+
+def _fields(of: type) -> Callable[[Any], tuple[Any, ...]]:
+    return attrgetter(*(field.name for field in dataclasses.fields(of)))
 
 
 def load(folder: Path) -> Record:
     """Return the record that was saved in a folder."""
-    database = json.loads((folder / "database.json").read_text())
-    jobs = {job["id"]: Final(**job) for job in database["jobs"]}
-    steps = [Step(**step) for step in database["steps"]]
-    effects = [(key, job, token) for key, job, token in database["effects"]]
-    return Record(read(folder), steps, jobs, effects, database["facts"])
+
+    def rows(name: str) -> Iterator[Any]:
+        with (folder / f"{name}.json").open() as file:
+            yield from map(json.loads, file)
+
+    jobs = {job[0]: Final(*job) for job in rows("jobs")}
+    effects = [(key, job, token) for key, job, token in rows("effects")]
+    return Record(read(folder), [Step(*step) for step in rows("steps")], jobs, effects, dict(rows("facts")))
+
+
+_STEPS = """
+select seq, extract(epoch from at)::float8 - %(offset)s, extract(epoch from began)::float8 - %(offset)s, job, was, now,
+       token, worker, attempts, rescues, lock, queueing_lock, rank, extract(epoch from due)::float8 - %(offset)s, key
+  from audit.log order by seq
+"""
 
 
 def collect(conn: psycopg.Connection[Any], folder: Path, facts: dict[str, Any]) -> Record:
     """Gather the record of a soak that is over."""
     offset = time.time() - time.monotonic()
-    steps = conn.execute("""
-        select seq, extract(epoch from at)::float8, extract(epoch from began)::float8, job, was, now, token, worker,
-               attempts, rescues, lock, queueing_lock, rank, extract(epoch from due)::float8, key
-          from audit.log order by seq
-        """)
-    names = [field.name for field in dataclasses.fields(Step)]
-    made = []
-    for row in steps:
-        values = dict(zip(names, row, strict=True))
-        for name in ("at", "began", "due"):
-            if values[name] is not None:
-                values[name] -= offset
-        made.append(Step(**values))
+    # In portions: of a long soak there are millions.
+    with conn.transaction(), conn.cursor("steps") as cursor:
+        cursor.itersize = 10_000
+        cursor.execute(_STEPS, {"offset": offset})
+        steps = [Step(*row) for row in cursor]
     # As text: a row may be one that json cannot read.
     jobs = conn.execute("select id, status, task, attempts, args::text, error_class from procrastinate.jobs").fetchall()
     finals = {
@@ -107,7 +120,7 @@ def collect(conn: psycopg.Connection[Any], folder: Path, facts: dict[str, Any]) 
         for row in jobs
     }
     effects = conn.execute("select key, job, token from audit.effect").fetchall()
-    return Record(read(folder), made, finals, effects, facts)
+    return Record(read(folder), steps, finals, effects, facts)
 
 
 def _read(args: str) -> Any:

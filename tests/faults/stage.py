@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from pyprocrastinate.embedded import Server
 from pyprocrastinate.migrate import migrate
+from tests.faults import hooks
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
 from tests.faults.standby import Standby
@@ -38,6 +39,8 @@ SETTINGS: dict[str, object] = {
     "shared_buffers": "64MB",
     "deadlock_timeout": "300ms",
 }
+# The worker with a plugin of its own, and the one behind PgBouncer.
+PLUGGED = "w1"
 _POOLED = "w3"
 _COMMON = {
     "stalled_worker_timeout": LEASE,
@@ -45,13 +48,15 @@ _COMMON = {
     "abort_job_polling_interval": HEARTBEAT,
     "shutdown_graceful_timeout": 2.0,
 }
+# Clients defer no more while as many jobs wait: how fast jobs end is up to the machine, and no promise.
+BACKLOG = 1000
 _LISTENING = {"queues": [*QUEUES, WAKE], "fetch_job_polling_interval": POLL, **_COMMON}
 _POLLING = {"queues": QUEUES, "fetch_job_polling_interval": SHORT_POLL, "listen_notify": False, **_COMMON}
 WORKERS: dict[str, dict[str, Any]] = {
-    "w0": {"concurrency": 8, **_LISTENING},
-    "w1": {"concurrency": 4, **_LISTENING},
-    "w2": {"concurrency": 8, **_POLLING},
-    _POOLED: {"concurrency": 4, **_POLLING},
+    "w0": {"concurrency": 20, **_LISTENING},
+    PLUGGED: {"concurrency": 10, **_LISTENING},
+    "w2": {"concurrency": 20, **_POLLING},
+    _POOLED: {"concurrency": 10, **_POLLING},
 }
 _ROLE = """
 create role app login;
@@ -106,6 +111,7 @@ class Stage(contextlib.ExitStack):
         self._flaws = flaws
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._gauge = threading.Thread(target=self._watch_backlog, name="gauge", daemon=True)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -120,6 +126,7 @@ class Stage(contextlib.ExitStack):
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
         self.histories = self.folder / "history"
         self.histories.mkdir()
+        self._hold = self.folder / "hold"
         self.history = History(self.histories, "stage")
         self.callback(self.history.close)
         # Neither has a place beside the standby: what the first server alone has.
@@ -168,11 +175,23 @@ class Stage(contextlib.ExitStack):
         disk.mkdir()
         # The server's account has to get there.
         self.folder.chmod(0o711)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=711", "tmpfs", str(disk)]
-        if subprocess.run(mount, check=False, capture_output=True).returncode:
+        if not _mounted(disk, f"size={DISK_BYTES},mode=711"):
             return None
         self.callback(lambda: subprocess.run(["umount", "-l", str(disk)], check=False, capture_output=True))
         return disk
+
+    def fill_disk(self) -> None:
+        """Leave the database's disk no room at all."""
+        assert self.disk
+        # What is used goes on growing until the moment that this succeeds.
+        while not _mounted(self.disk, f"remount,size={shutil.disk_usage(self.disk).used}"):
+            self.pause(0.01)
+
+    def empty_disk(self) -> None:
+        """Let the database's disk have room again."""
+        assert self.disk
+        if not _mounted(self.disk, f"remount,size={DISK_BYTES}"):
+            raise SoakError("the disk stays full")
 
     @property
     def direct(self) -> str:
@@ -232,8 +251,9 @@ class Stage(contextlib.ExitStack):
 
     def start_clients(self, seed: int, seconds: float, rate: float) -> None:
         for name, share in {"python": 0.4, "sql": 0.6, "operator": 0.0}.items():
-            options = {"name": name, "seed": seed, "seconds": seconds, "rate": rate * share}
+            options = {"name": name, "seed": seed, "seconds": seconds, "rate": rate * share, "hold": str(self._hold)}
             self.clients.append(self._spawn("clients", options, {}))
+        self._gauge.start()
 
     def join_clients(self, patience: float) -> None:
         """Wait until those who defer have ended, which they do by themselves."""
@@ -276,7 +296,10 @@ class Stage(contextlib.ExitStack):
         return late
 
     def _spawn_worker(self, name: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        return self._spawn("worker", {"name": name, "worker": WORKERS[name]}, env or {})
+        options: dict[str, Any] = {"name": name, "worker": WORKERS[name]}
+        if name == PLUGGED:
+            options["hooks"] = str(hooks.command(self.folder, name))
+        return self._spawn("worker", options, env or {})
 
     def _spawn(self, module: str, options: dict[str, Any], env: dict[str, str]) -> subprocess.Popen[bytes]:
         name = options["name"]
@@ -285,7 +308,8 @@ class Stage(contextlib.ExitStack):
             return subprocess.Popen(
                 [sys.executable, "-m", f"tests.faults.{module}", json.dumps(options)],
                 cwd=ROOT,
-                env=os.environ | env,
+                # Without the plugins that happen to be installed.
+                env=os.environ | {"PROCRASTINATE_PLUGINS": "none"} | env,
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
@@ -301,10 +325,20 @@ class Stage(contextlib.ExitStack):
                 _end(slot.process)
                 slot.process = self._spawn_worker(slot.name, slot.env)
 
+    def _watch_backlog(self) -> None:
+        query = "select count(*) > %s from procrastinate.job"
+        while not self._closing.wait(0.5):
+            with contextlib.suppress(psycopg.Error, SoakError), self.admin(patience=0) as conn:
+                if conn.execute(query, [BACKLOG]).fetchone() == (True,):
+                    self._hold.touch()
+                else:
+                    self._hold.unlink(missing_ok=True)
+
     def _end_processes(self) -> None:
         self._closing.set()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        for thread in self._keeper, self._gauge:
+            if thread.is_alive():
+                thread.join()
         for process in [*(slot.process for slot in self.slots.values()), *self.clients]:
             _end(process)
 
@@ -313,6 +347,11 @@ class Stage(contextlib.ExitStack):
         if self.standby and self.failed_over:
             return self.standby.log()
         return Path(self.server.folder, "server.log").read_text(errors="replace")
+
+
+def _mounted(disk: Path, options: str) -> bool:
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+    return not subprocess.run(mount, check=False, capture_output=True).returncode
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

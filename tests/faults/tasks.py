@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -36,9 +36,9 @@ select procrastinate.schedule('in sql', 'tick', '{EVERY}', args => '{{"schedule"
 """
 
 
-def make_app(dsn: str, history: History) -> App:
+def make_app(dsn: str, history: History, plugins: Iterable[object] = ()) -> App:
     """Return the app; workers have it, and need not be told that there is a pooler between."""
-    app = App(connector=PsycopgConnector(conninfo=dsn))
+    app = App(connector=PsycopgConnector(conninfo=dsn), plugins=plugins)
 
     @contextmanager
     def observed(context: JobContext, key: str) -> Iterator[None]:

@@ -261,6 +261,16 @@ def rescued_late(story: Story) -> None:
     story.run(20, 2)
 
 
+def rescued_late_after_an_outage(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.kill(1)
+    story.note("fault", name="F3", touches=None, began=story.now, ended=story.now + 0.5, missed=None)
+    story.now += 12
+    story.put_back(20)
+    story.run(20, 2)
+
+
 def left_running(story: Story) -> None:
     story.defer(20)
     story.claim(20, 1)
@@ -317,6 +327,7 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     not_counted: "I8",
     two_waiting: "I9",
     rescued_late: "I10",
+    rescued_late_after_an_outage: "I10",
     left_running: "I10",
     worker_ended: "I10",
     stopped_late: "I10",

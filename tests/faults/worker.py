@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.history import History
+from tests.faults.hooks import Misbehaving
 from tests.faults.tasks import make_app
 
 
@@ -60,7 +61,8 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Notes(history))
     logger.propagate = False
-    app = make_app(options["dsn"], history)
+    plugins = [Misbehaving(Path(options["hooks"]))] if "hooks" in options else []
+    app = make_app(options["dsn"], history, plugins)
     app.run_worker(name=options["name"], **options["worker"])
 
 
