@@ -40,6 +40,14 @@ _POISON = [
     '"not an object"',
     '{"unexpected": "argument"}',
 ]
+# PostgreSQL has the last one since 17.
+_TIMEOUTS = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+]
 _FORGED = ["", "a", "q", "q00000000", "a1", "not json", '{"job_id": [1]}', "\N{SNOWMAN}" * 100, "x" * 7999]
 
 
@@ -325,9 +333,7 @@ class Timeouts(OfServer):
 
     def __init__(self, rnd: random.Random) -> None:
         super().__init__(rnd)
-        self.setting = rnd.choice(
-            ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
-        )
+        self.setting = rnd.choice(_TIMEOUTS)
         self.detail = {"setting": self.setting}
 
     def inject(self, stage: Stage) -> None:
