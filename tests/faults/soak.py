@@ -153,18 +153,6 @@ def _until(conn: psycopg.Connection[Any], stage: Stage, condition: str, jobs: li
 
 def _leftovers(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, Any]:
     others = "from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
-    corrupt = []
-    for index in conn.execute("""
-        select i.indexrelid::regclass::text from pg_index as i
-          join pg_class as c on c.oid = i.indexrelid join pg_am as a on a.oid = c.relam and a.amname = 'btree'
-         where c.relnamespace = 'procrastinate'::regnamespace
-        """).fetchall():
-        try:
-            conn.execute("select bt_index_check(%s::regclass, true)", index)
-        except psycopg.errors.UndefinedFunction:
-            break
-        except psycopg.Error as error:
-            corrupt.append(f"{index[0]}: {error}")
     log = stage.log()
     return {
         "session locks": _value(conn, "select count(*) from pg_locks where locktype = 'advisory'"),
@@ -172,8 +160,29 @@ def _leftovers(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, Any]:
         "prepared transactions": _value(conn, "select count(*) from pg_prepared_xacts"),
         "notifications": _value(conn, "select (pg_notification_queue_usage() > 0.01)::int"),
         "deadlocks": log.count("deadlock detected"),
-        "corrupt": corrupt + re.findall(r".*(?:PANIC|invalid page|could not read block).*", log),
+        "corrupt": _corrupt(conn) + re.findall(r".*(?:PANIC|invalid page|could not read block).*", log),
     }
+
+
+def _corrupt(conn: psycopg.Connection[Any]) -> list[str]:
+    """Return what is wrong with tables and indexes, where amcheck is there to tell."""
+    found = []
+    relations = conn.execute("""
+        select c.oid::regclass::text, c.relkind from pg_class as c
+         where c.relnamespace = 'procrastinate'::regnamespace
+           and (c.relkind = 'r' or c.relam = (select a.oid from pg_am as a where a.amname = 'btree'))
+        """).fetchall()
+    for name, kind in relations:
+        try:
+            if kind == "r":
+                found += [f"{name}: {row}" for row in conn.execute("select * from verify_heapam(%s)", [name])]
+            else:
+                conn.execute("select bt_index_check(%s::regclass, true)", [name])
+        except psycopg.errors.UndefinedFunction:
+            break
+        except psycopg.Error as error:
+            found.append(f"{name}: {error}")
+    return found
 
 
 def _processes(stage: Stage) -> dict[str, tuple[int, int]]:
