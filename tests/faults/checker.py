@@ -110,6 +110,9 @@ class _Checker:
         self.claims: dict[int, list[Claim]] = defaultdict(list)
         self.faults = sorted((e for e in record.of("fault")), key=lambda e: e["began"])
         self.ends = record.of("killed", "crash", "exit", "stopped")
+        self.lives: dict[str, list[Event]] = defaultdict(list)
+        for event in record.of("up", "registered", "crash", "killed", "stopped"):
+            self.lives[str(event.get("name") or event["by"])].append(event)
         for step in record.steps:
             mine = self.steps[step.job]
             mine.append(step)
@@ -431,25 +434,29 @@ class _Checker:
         drained = self.record.facts.get("drained", 0.0)
         self._expect(drained <= _DRAINS_WITHIN, "I10", f"it took {drained:.0f} s until all jobs had ended")
         for event in self.record.of("stopped"):
-            fine = event["seconds"] <= _STOPS_WITHIN or self._is_deaf(event["pid"])
+            fine = event["seconds"] <= _STOPS_WITHIN or self._is_deaf(event)
             self._expect(fine, "I10", f"{event['name']} took {event['seconds']:.1f} s to stop")
-        asked = {(e["name"], e["pid"]) for e in self.record.of("killed", "stopped")}
-        served = {e.get("pid") for e in self.record.of("registered")}
-        crashed = {e["by"] for e in self.record.of("crash")}
         for event in self.record.of("exit"):
-            if (event["name"], event["pid"]) in asked or event["pid"] not in served:
-                continue
-            by_itself = event["code"] != -9 or event["name"] not in crashed
-            self._expect(not by_itself, "I10", f"worker {event['name']} ended by itself ({event['code']})")
+            life = [e for e in self.lives[event["name"]] if self._began(event) <= e["at"] <= event["at"]]
+            kinds = {e["kind"] for e in life}
+            by_itself = "registered" in kinds and not kinds & {"killed", "stopped"}
+            fine = not by_itself or ("crash" in kinds and event["code"] == -9)
+            self._expect(fine, "I10", f"worker {event['name']} ended by itself ({event['code']})")
         poison = {id_ for e in self.record.of("poison") for id_ in e["ids"]}
         for id_ in poison:
             found = self.record.jobs.get(id_)
             fine = found is not None and found.status == "failed"
             self._expect(fine, "I10", f"job {id_} cannot be run, and is {found}")
 
-    def _is_deaf(self, pid: int) -> bool:
+    def _began(self, end: Event) -> float:
+        """Return when the process began that ended so; an earlier one may have had the same pid."""
+        ups = [e["at"] for e in self.lives[end["name"]] if e["kind"] == "up" and e["pid"] == end["pid"]]
+        return max((at for at in ups if at <= end["at"]), default=float(end["at"]))
+
+    def _is_deaf(self, end: Event) -> bool:
         """Tell whether a process ended in the middle of a function that waits for the database and heeds no abort."""
-        runs = [run for run, start in self.started.items() if start.get("pid") == pid]
+        began = self._began(end)
+        runs = [run for run, start in self.started.items() if start.get("pid") == end["pid"] and start["at"] >= began]
         deaf = {id_ for id_, job in self.record.jobs.items() if job.task == "complete"}
         return any(run[0] in deaf and all(e["kind"] != "end" for e in self.ended[run]) for run in runs)
 

@@ -26,6 +26,7 @@ class Story:
         self.state: dict[int, dict[str, Any]] = {}
         self.effects: list[tuple[str, int, int]] = []
         for worker in (1, 2):
+            self.note("up", by=f"w{worker}", pid=worker)
             self.note("registered", by=f"w{worker}", worker=worker, pid=worker)
 
     def note(self, kind: str, **what: Any) -> None:
@@ -281,6 +282,13 @@ def worker_ended(story: Story) -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=1)
 
 
+def worker_ended_under_a_pid_that_was_asked_to_stop_before(story: Story) -> None:
+    story.note("stopped", name="w2", by="stage", pid=2, code=0, seconds=1.0)
+    story.note("up", by="w2", pid=2)
+    story.note("registered", by="w2", worker=3, pid=2)
+    story.note("exit", name="w2", by="stage", pid=2, code=1)
+
+
 def stopped_late(story: Story) -> None:
     story.note("stopped", name="w2", by="stage", pid=2, code=0, seconds=30.0)
 
@@ -330,6 +338,7 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     rescued_late_after_an_outage: "I10",
     left_running: "I10",
     worker_ended: "I10",
+    worker_ended_under_a_pid_that_was_asked_to_stop_before: "I10",
     stopped_late: "I10",
     not_woken: "I11",
     fired_twice: "I12",
@@ -369,7 +378,7 @@ def test_every_invariant_has_a_record_that_breaks_it() -> None:
 
 
 def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
-    """A rescue that a fault explains, an answer that was lost, an abort that came too late."""
+    """An answer that was lost, an abort that came too late, a process that ended before it was a worker."""
     story = honest()
     base = copy.deepcopy(story)
     story.note("invoke", by="sql", jobs=[{"args": {"key": "key 30"}}])
@@ -382,6 +391,11 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story.note("cancelled", by="operator", job=31, answer="abort_requested")
     story.end(31, 1, token)
     story.finish(31)
+    # One that has not got as far as to register, while the server was away, under the pid of one that had.
+    story.note("crash", name="w2", by="w2", job=31)
+    story.note("exit", name="w2", by="stage", pid=2, code=-9)
+    story.note("up", by="w2", pid=2)
+    story.note("exit", name="w2", by="stage", pid=2, code=1)
     report: Report = check(story.record())
     assert report.wrong == []
     assert report.recovered == 1
