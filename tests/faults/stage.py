@@ -51,6 +51,8 @@ _COMMON = {
 }
 # Clients defer no more while as many jobs wait: how fast jobs end is up to the machine, and no promise.
 BACKLOG = 1000
+# In seconds; what else others do on the machine may keep it from going on with the soak.
+STALL = 1.0
 _LISTENING = {"queues": [*QUEUES, WAKE], "fetch_job_polling_interval": POLL, **_COMMON}
 _POLLING = {"queues": QUEUES, "fetch_job_polling_interval": SHORT_POLL, "listen_notify": False, **_COMMON}
 WORKERS: dict[str, dict[str, Any]] = {
@@ -113,6 +115,7 @@ class Stage(contextlib.ExitStack):
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._gauge = threading.Thread(target=self._watch_backlog, name="gauge", daemon=True)
+        self._watch = threading.Thread(target=self._watch_machine, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -249,6 +252,7 @@ class Stage(contextlib.ExitStack):
         for name in names or WORKERS:
             self.slots[name] = Slot(name, self._spawn_worker(name))
         self._keeper.start()
+        self._watch.start()
 
     def start_clients(self, seed: int, seconds: float, rate: float) -> None:
         for name, share in {"python": 0.4, "sql": 0.6, "operator": 0.0}.items():
@@ -335,9 +339,20 @@ class Stage(contextlib.ExitStack):
                 else:
                     self._hold.unlink(missing_ok=True)
 
+    def _watch_machine(self) -> None:
+        """Write down when the machine stands still: who only sleeps and writes one byte to the disk is late, too."""
+        with (self.folder / "stall").open("wb") as file:
+            while not self._closing.is_set():
+                began = time.monotonic()
+                self._closing.wait(0.1)
+                os.pwrite(file.fileno(), b"x", 0)
+                os.fsync(file.fileno())
+                if (ended := time.monotonic()) - began > STALL:
+                    self.history.write("stall", began=began, ended=ended, touches=None)
+
     def _end_processes(self) -> None:
         self._closing.set()
-        for thread in self._keeper, self._gauge:
+        for thread in self._keeper, self._gauge, self._watch:
             if thread.is_alive():
                 thread.join()
         for process in [*(slot.process for slot in self.slots.values()), *self.clients]:

@@ -300,6 +300,14 @@ def not_woken(story: Story) -> None:
     story.run(20)
 
 
+def not_woken_for_longer_than_the_machine_stood_still(story: Story) -> None:
+    story.defer(20)
+    story.note("probe", key="key 20", job=20)
+    story.note("stall", touches=None, began=story.now, ended=story.now + 2)
+    story.now += 5
+    story.run(20)
+
+
 def fired_twice(story: Story) -> None:
     story.jobs[99] = dataclasses.replace(story.jobs[91], id=99)
 
@@ -341,6 +349,7 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     worker_ended_under_a_pid_that_was_asked_to_stop_before: "I10",
     stopped_late: "I10",
     not_woken: "I11",
+    not_woken_for_longer_than_the_machine_stood_still: "I11",
     fired_twice: "I12",
     never_fired: "I12",
     ran_after_its_abort: "I15",
@@ -396,7 +405,13 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=-9)
     story.note("up", by="w2", pid=2)
     story.note("exit", name="w2", by="stage", pid=2, code=1)
+    story.defer(32)
+    story.note("probe", key="key 32", job=32)
+    story.note("stall", touches=None, began=story.now, ended=story.now + 2)
+    story.now += 3
+    story.run(32)
     report: Report = check(story.record())
     assert report.wrong == []
+    assert report.stalls == 1
     assert report.recovered == 1
     assert check(base.record()).recovered == 0
