@@ -58,9 +58,9 @@ MUTANTS = {
     ),
     "candidates not held": Mutant(
         (
-            "_candidates",
-            "where j.id = any (_candidates.id)\n             order by j.id for update skip locked",
-            "where j.id = any (_candidates.id)\n             order by j.id",
+            "_candidates_of_several",
+            "where j.ctid = any (v_found) offset 0 for update skip locked",
+            "where j.ctid = any (v_found) offset 0",
         ),
         "I4: .*claimed twice at once",
     ),
