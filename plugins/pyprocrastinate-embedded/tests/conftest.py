@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
 
 from pyprocrastinate import embedded
@@ -54,7 +55,7 @@ def wait_for_end(pid: int) -> None:
 
 def parent_of(pid: int) -> int:
     """Return the process id of a process's parent."""
-    return int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
+    return psutil.Process(pid).ppid()
 
 
 class User:

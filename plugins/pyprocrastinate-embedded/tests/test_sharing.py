@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -229,8 +229,8 @@ def test_data_that_were_being_made_when_everybody_was_killed_are_made_anew(home:
     dsn = f"embedded:{home}/db"
     starter = use(dsn, TMPDIR=str(home))  # where what it cannot tidy away is found
     wait_until((home / "db" / "pgdata.new" / "global").exists)
-    listing = subprocess.check_output(["ps", "-eww", "-o", "pid=,args="], text=True).splitlines()
-    supervisor = [int(line.split()[0]) for line in listing if "_supervisor.py" in line and f'"{home}/db"' in line]
+    lines = {process.pid: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
+    supervisor = [pid for pid, line in lines.items() if "_supervisor.py" in line and f'"{home}/db"' in line]
     starter.kill()
     for pid in supervisor:
         os.kill(pid, signal.SIGKILL)
