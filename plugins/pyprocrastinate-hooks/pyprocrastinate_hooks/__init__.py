@@ -141,7 +141,7 @@ class Observers:
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[Implementation, dict[str, Any]] | threading.Event] = SimpleQueue()
         # Whoever takes a call out has the say: the thread that was busy with it, or the one that watches.
-        self._busy: dict[object, tuple[Implementation, float]] = {}
+        self._busy: dict[tuple[Implementation, float], bool] = {}
         self._begun = False
 
     def put(self, each: Implementation, arguments: dict[str, Any]) -> None:
@@ -171,14 +171,14 @@ class Observers:
                     item.set()
                     continue
                 each, arguments = item
-                call, began = object(), monotonic()
-                self._busy[call] = each, began
+                call = each, monotonic()
+                self._busy[call] = True
                 result, error = attempt(each.call, arguments)
                 if result is not None and inspect.iscoroutine(result):
                     result, error = _outcome(runner.run, _attempt_async(result))
-                if self._busy.pop(call, None) is None:
+                if not self._busy.pop(call, False):
                     return
-                if (seconds := monotonic() - began) > PATIENCE:
+                if (seconds := monotonic() - call[1]) > PATIENCE:
                     each.log(logging.WARNING, f"took {seconds:.1f} s, and all other observers waited")
                 if error is not None:
                     each.heed((None, error))
@@ -186,8 +186,8 @@ class Observers:
     def _watch(self) -> None:
         while True:
             sleep(PATIENCE / 5)
-            for call, (each, began) in list(self._busy.items()):
-                if monotonic() - began > PATIENCE and self._busy.pop(call, None) is not None:
+            for each, began in list(self._busy):
+                if monotonic() - began > PATIENCE and self._busy.pop((each, began), False):
                     each.give_up(PATIENCE)
                     threading.Thread(target=self._serve, name="pyprocrastinate-plugins", daemon=True).start()
 
