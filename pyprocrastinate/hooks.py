@@ -68,10 +68,8 @@ class Hooks:
         with ExitStack() as stack:
             for each in self.implementations["wrap_defer"]:
                 context, own = copy_context(), dict(headers)
-                leave = each.ask(
-                    pyprocrastinate_hooks.BUDGET, context, enter, partial(each, app=app, jobs=jobs(), headers=own)
-                )
-                if leave:
+                call = partial(each, app=app, jobs=jobs(), headers=own)
+                if leave := each.ask(pyprocrastinate_hooks.BUDGET, context, enter, call):
                     headers = each.heed(attempt(_stored, own)) or headers
                     stack.push(partial(each.leave, context, leave))
             yield headers
