@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
@@ -18,14 +19,13 @@ from pyprocrastinate.wires import Wire, WorkerConnector
 T = TypeVar("T")
 
 # What the server may answer a statement that will do as it is a little later.
-_PASSING_CLASSES = ("08", "40", "53", "57", "58")
-_PASSING = ("25006", "55P03")
+_PASSING = ("08", "25006", "40", "53", "55P03", "57", "58")
 _LONGEST_PAUSE = 5.0
 
 
 def is_passing(sqlstate: str | None) -> bool:
     """Tell whether what failed like this may be tried again as it is."""
-    return sqlstate is not None and (sqlstate[:2] in _PASSING_CLASSES or sqlstate in _PASSING)
+    return (sqlstate or "").startswith(_PASSING)
 
 
 def backoff(attempt: int) -> float:
@@ -42,24 +42,24 @@ class Link:
     Carries calls, one at a time.
 
     What fails because of the connection, or of a state of the server that will pass, is tried again until it works, or
-    until `limit` seconds have passed since that was set.
+    until `limit` seconds have passed since that was set: then it is `expired`.
     So a call may have taken effect more than once, or without its answer having been seen:
     `interrupted` is set then.
     """
 
     def __init__(self, connector: WorkerConnector, logger: logging.Logger, patience: float) -> None:
-        self.interrupted = False
+        self.interrupted = self.expired = False
         self.round_trip = float("inf")
         self._connector = connector
         self._logger = logger
         self._patience = patience
         self._wire: Wire | None = None
         self._opening: asyncio.Timeout | None = None
-        self._deadline: float | None = None
+        self._limited = asyncio.Event()
 
     async def open(self) -> None:
         """Connect, or raise."""
-        async with asyncio.timeout(None) as self._opening:
+        async with asyncio.timeout(0 if self.expired else None) as self._opening:
             self._wire = await self._connector.open_wire()
 
     async def close(self) -> None:
@@ -68,10 +68,9 @@ class Link:
             await wire.close()
 
     def limit(self, seconds: float) -> None:
-        """Give up on the database after this long, even in the middle of a call."""
-        if self._deadline is None:
-            self._deadline = monotonic() + seconds
-            asyncio.get_running_loop().call_later(seconds, self._cut)
+        """Give up on the database after this long, even in the middle of a call; what was set first holds."""
+        self._limited.set()
+        asyncio.get_running_loop().call_later(seconds, self._cut)
 
     async def call(self, call: Call[T]) -> T:
         """
@@ -99,10 +98,13 @@ class Link:
             attempt += 1
 
     def _cut(self) -> None:
+        self.expired = True
         if self._wire:
             self._wire.sever()
-        elif self._opening and not self._opening.expired():
-            self._opening.reschedule(0)
+        elif self._opening:
+            # It may be over already.
+            with suppress(RuntimeError):
+                self._opening.reschedule(0)
 
     async def _attempt(self, call: Call[T]) -> T:
         assert self._wire
@@ -125,12 +127,8 @@ class Link:
             return True
         return is_passing(getattr(error, "sqlstate", None))
 
-    @property
-    def expired(self) -> bool:
-        """Tell whether the limit has passed."""
-        return self._deadline is not None and monotonic() >= self._deadline
-
     async def _pause(self, seconds: float) -> None:
-        if self._deadline is not None:
-            seconds = min(seconds, 0.25)
-        await asyncio.sleep(seconds)
+        if self._limited.is_set():
+            await asyncio.sleep(min(seconds, 0.25))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._limited.wait(), seconds)

@@ -151,10 +151,9 @@ class Shift:
             raise self._failure
 
     def _take_loss(self, error: Unreachable) -> None:
-        lost = len(self._outbox)
         text = "The database could not be told how %s jobs ended; they will be run again: %s"
-        self.logger.error(text, lost, error, extra={"action": "stop_worker_error"})
-        if lost:
+        self.logger.error(text, len(self._outbox), error, extra={"action": "stop_worker_error"})
+        if self._outbox:
             raise exceptions.ConnectorException(str(error)) from error
 
     # The loop
