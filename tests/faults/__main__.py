@@ -69,13 +69,17 @@ def summary(report: Report) -> str:
         "late outcomes accepted": f"{report.accepted} of {report.zombies}",
         "at once under a lock, after a fault": report.overlaps,
         "leftovers": report.count("I13"),
-        "rescues of the jobs of killed workers": (
-            f"{len(report.rescues)}; p50 {report.rescued_within(0.5):.1f} s, p99 {report.rescued_within(0.99):.1f} s,"
-            f" with a lease of {LEASE:.0f} s"
-        ),
+        f"rescues of the jobs of killed workers, with a lease of {LEASE:.0f} s": len(report.rescues),
+        "  all": _quantiles(report, served=False),
+        "  without an outage meanwhile": _quantiles(report, served=True),
         "wrong in all": len(report.wrong),
     }
     return "\n".join(f"{name}: {figure}" for name, figure in figures.items())
+
+
+def _quantiles(report: Report, *, served: bool) -> str:
+    p50, p99 = (report.rescued_within(share, served=served) for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} s, p99 {p99:.1f} s"
 
 
 def _options() -> argparse.Namespace:

@@ -278,6 +278,10 @@ def left_running(story: Story) -> None:
     story.final(20, "doing")
 
 
+def poison_that_was_run(story: Story) -> None:
+    story.note("poison", by="stage", ids=[1])
+
+
 def worker_ended(story: Story) -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=1)
 
@@ -345,6 +349,7 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     rescued_late: "I10",
     rescued_late_after_an_outage: "I10",
     left_running: "I10",
+    poison_that_was_run: "I10",
     worker_ended: "I10",
     worker_ended_under_a_pid_that_was_asked_to_stop_before: "I10",
     stopped_late: "I10",
@@ -405,6 +410,13 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=-9)
     story.note("up", by="w2", pid=2)
     story.note("exit", name="w2", by="stage", pid=2, code=1)
+    # A row that cannot be run, which somebody cancelled before anybody tried.
+    story.defer(33)
+    story.note("poison", by="stage", ids=[33])
+    story.note("cancel", by="operator", job=33, abort=False)
+    story.step(33, "todo", "gone")
+    story.step(33, None, "cancelled")
+    story.final(33, "cancelled")
     story.defer(32)
     story.note("probe", key="key 32", job=32)
     story.note("stall", touches=None, began=story.now, ended=story.now + 2)
