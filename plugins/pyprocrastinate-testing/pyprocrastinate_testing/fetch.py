@@ -19,9 +19,8 @@ from pyprocrastinate_testing.values import Json, json_text, refuse
 
 @function
 def fetch_v1(tables: Tables, worker_id: Id, capacity: int = 1) -> list[Row]:
-    now = tables.now()
-    worker = registered(tables, worker_id)
-    return _claim(tables, worker, choose(tables, worker, max(capacity, 0), 0, now), now)
+    *claims, _ = work_v1(tables, worker_id, [], [], [], True, capacity, 0, None)
+    return [claim[:13] for claim in claims]
 
 
 @function
