@@ -51,7 +51,9 @@ def pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 2) -> Iterator
     socket_folder = Path(address["host"])
     user = socket_folder.stat().st_uid if os.getuid() == 0 and socket_folder.is_dir() else None
     argv = [str(shutil.which("pgbouncer")), str(config)]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, user=user)
+    # Not a pipe: once it is full, and nobody reads it, PgBouncer stands still.
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(argv, stderr=log, user=user)
     try:
         pooled = make_conninfo(host="127.0.0.1", port=port, dbname=dbname, user=address.get("user", "anybody"))
         deadline = time.monotonic() + PATIENCE
@@ -60,11 +62,11 @@ def pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 2) -> Iterator
                 psycopg.connect(pooled).close()
                 break
             except psycopg.OperationalError:
-                assert process.poll() is None, process.communicate()[1]
+                assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         yield pooled
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
         shutil.rmtree(folder)

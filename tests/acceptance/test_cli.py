@@ -176,6 +176,7 @@ def test_an_address_of_the_app_wins_over_both(run: Run) -> None:
 
 
 @pytest.mark.scenario(73)
+@pytest.mark.not_pooled("told as it is without one")
 def test_healthchecks(run: Run) -> None:
     for app in ("myapp.app", ""):
         done = run("healthchecks", PROCRASTINATE_APP=app)

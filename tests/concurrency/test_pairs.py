@@ -169,6 +169,9 @@ def difference(stage: Stage, first: str, second: str) -> str:
         orders += [stage.one_by_one(first), stage.one_by_one(second)]
         explained = set().union(*(order[1] for order in orders))
         strange = [row for row in rows if row not in explained]
+        if {FUNCTIONS[first], FUNCTIONS[second]} & {"fetch_v1", "work_v1"}:
+            # Past a lock that is held, it takes the next best; that this one may run now, the stage has checked.
+            strange = [row for row in strange if not (row.startswith("job ") and '"state": "x"' in row)]
         return where + "\n  ".join(["rows of no order", *strange]) if strange else ""
     changes = [f"has {set(rows) - set(order)}, lacks {set(order) - set(rows)}" for _, order in orders]
     return where + "\n  ".join(["neither", *changes])
