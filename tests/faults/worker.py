@@ -30,7 +30,7 @@ class _Notes(logging.Handler):
         action = getattr(record, "action", None)
         job = getattr(record, "job", None)
         if action == "start_worker":
-            self._history.write("registered", worker=record.worker_id, pid=os.getpid())  # type: ignore[attr-defined]
+            self._history.write("registered", worker=record.worker["worker_id"], pid=os.getpid())  # type: ignore[attr-defined]
         elif action == "start_job":
             return
         elif job:
