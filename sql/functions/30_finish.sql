@@ -239,8 +239,8 @@ begin
   select array_agg(coalesce(n.id, m.id)), array_agg(coalesce(n.rank, m.rank)), array_agg(u.lock)
     into v_next, v_next_rank, v_next_lock
     from unnest(lock, rank, id) as u (lock, rank, id)
-    left join lateral procrastinate._first_in_line(u.lock, u.rank, u.id) as n on true
-    -- without a place, or where nothing stands beyond it: the whole line
+    -- without a place, from the start of the line; and so, too, where nothing stands beyond it
+    left join lateral procrastinate._first_in_line(u.lock, coalesce(u.rank, -2147483648), coalesce(u.id, 0)) as n on true
     left join lateral procrastinate._first_in_line(case when n.id is null then u.lock end, -2147483648, 0) as m on true
    where coalesce(n.id, m.id) is not null;
   v_held := procrastinate._hold(v_next, v_next_rank, v_next_lock);

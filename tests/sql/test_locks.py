@@ -263,6 +263,26 @@ def test_a_job_handed_over_waits_its_turn_among_better_ones(db, worker):
     assert worker.ids() == [next_of_lock]
 
 
+def test_a_job_that_goes_back_with_a_worse_priority_lets_those_pass_that_lined_up_behind_it(db, worker, outcome):
+    db.defer(lock="l")
+    jobs, _ = worker.work(capacity=1)
+    behind = db.defer(lock="l")
+    assert worker.ids() == []
+    back = outcome(*jobs, "failed", error={"class": "ValueError"}, retry={"priority": -5})
+    jobs, _ = worker.work(outcomes=[back], capacity=1)
+    assert [job.id for job in jobs] == [behind]
+
+
+def test_a_job_taken_away_hands_its_lock_to_the_first_in_line_in_whichever_queue(db):
+    here, there = db.worker(queues=["here"]), db.worker(queues=["there"])
+    running = db.defer(queue="here", lock="l")
+    here.take()
+    first = db.defer(queue="there", lock="l")
+    assert there.ids() == []
+    assert db.retry(running, priority=-5) is True
+    assert there.ids() == [first]
+
+
 # Changes while jobs wait
 
 
