@@ -13,6 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+# PgBouncer before 1.21 does not track what programs prepare, unless they say prepare_threshold=None.
+pytestmark = pytest.mark.not_pooled("they prepare statements")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
     "demo",  # in test_demo.py
