@@ -96,7 +96,7 @@ class JobLog:
         """The clock's work was done: jobs rescued, schedules fired, history purged."""
         for kind, job_id, detail in events:
             level, action, text = _TICKS.get(kind, (logging.INFO, kind, "Tick: {detail}"))
-            told = text.format(id=job_id, detail=detail, **detail)
+            told = plain(text.format(id=job_id, detail=detail, **detail))
             self.logger.log(level, "%s", told, extra={"action": action, "job_id": job_id})
         statuses = {"rescued": "todo", "failed": "failed"}
         rescued = [

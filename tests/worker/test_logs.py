@@ -10,6 +10,7 @@ import pytest
 
 from pyprocrastinate import App, PsycopgConnector
 from pyprocrastinate.joblog import JobLog
+from tests.nasty import NAMES
 
 
 @pytest.fixture(params=[True, False], ids=["with args", "without args"])
@@ -109,6 +110,25 @@ def test_what_the_clock_brought_is_told_in_sentences(
     assert (level, action) == ("ERROR", "deferrer_error")
     assert text.startswith("A tick could not do all: {")
     assert "invalid input syntax for type interval" in text
+
+
+def test_no_name_forges_a_line_of_what_the_clock_brought(
+    dsn: str, conn: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="pyprocrastinate")
+    log = JobLog(App(connector=PsycopgConnector(conninfo=dsn)).make_worker(name="bob"))
+    conn.execute("select procrastinate.enable_test_clock(), procrastinate.register_worker_v1('gone')")
+    for name in NAMES.values():
+        conn.execute("select procrastinate.defer(%s)", [name])
+        conn.execute("select procrastinate.schedule(%s, 't', '* * * * *')", [name])
+    conn.execute("select procrastinate.fetch_v1(max(id), 99) from procrastinate.workers")
+    conn.execute("select procrastinate.advance('1 hour')")
+    query = "select kind, job_id, detail from procrastinate.tick_v1() where kind is not null"
+    log.ticked(conn.execute(query).fetchall())
+    actions = [vars(record)["action"] for record in caplog.records]
+    assert {"job_rescued", "periodic_task_deferred"} <= set(actions)
+    assert actions.count("job_rescued") == len(NAMES)
+    assert [text for record in caplog.records if not (text := record.getMessage()).isprintable()] == []
 
 
 async def test_records_about_the_worker_tell_which(logging_app: App, caplog: pytest.LogCaptureFixture) -> None:
