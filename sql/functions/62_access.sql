@@ -112,7 +112,12 @@ begin
     from procrastinate.role as a
     left join unnest(a.queues) as q on true
    where a.access <> 'observer' and pg_has_role(session_user, a.role, 'member');
-  if not queues <@ v_allowed then
+  if not exists (select from procrastinate.role as a where a.queues is not null) then
+    -- a restore where one of the roles is missing brings none of the limits back
+    raise exception 'the limits of clients are lost' using errcode = 'JQ024',
+      detail = 'The settings say that there are some, and procrastinate.roles has none.',
+      hint = 'The owner of the schema grants them again, with procrastinate.grant_access.';
+  elsif not queues <@ v_allowed then
     raise exception 'role "%" may not use this queue', session_user using errcode = 'JQ024',
       detail = format('Its queues are: %s.', coalesce(nullif(array_to_string(v_allowed, ', '), ''), 'none')),
       hint = 'The owner of the schema opens more with procrastinate.grant_access.';

@@ -184,6 +184,13 @@ def test_a_renamed_role_keeps_its_limits_and_a_dropped_one_is_forgotten(db: Any,
     db.one("select procrastinate._grant_all()")
 
 
+def test_limits_that_a_restore_has_lost_let_nobody_through(db: Any, shop: Any) -> None:
+    db.conn.execute("delete from procrastinate.role")
+    with db.refused("JQ024", detail="there are some", hint="grant_access"):
+        shop.defer(queue="bank")
+    db.defer(queue="bank")
+
+
 def test_a_revoked_role_may_nothing(db: Any, role: Any, logged_in: Any) -> None:
     name = role("client", ["shop"])
     db.call("grant_access", role=name, access="observer")
