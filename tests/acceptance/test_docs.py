@@ -3,8 +3,7 @@ Every block of code in the README and in docs/ does what the page says.
 
 A page is run from top to bottom, in an empty folder and a database of its own:
 
-- `python` that begins with a comment like `# hello.py` becomes that file; other Python is run, with
-  `await` where one likes
+- `python` that begins with a comment like `# hello.py` becomes that file; other Python is run
 - `sql` goes through `pyprocrastinate psql`
 - `sh` goes through the shell; what it exports, the next block has, too
 - `text` is what the block before it has printed, where `…` stands for anything
@@ -15,10 +14,7 @@ A comment `<!-- not run: why -->` right before a block leaves it out.
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import contextlib
-import inspect
 import io
 import json
 import os
@@ -64,7 +60,6 @@ class Page:
         self.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # those of this checkout
         # They bring commands that the pages run.
         self.environ |= {"PROCRASTINATE_PLUGINS": "embedded,import"}
-        self.runner = asyncio.Runner()
         self.open = contextlib.ExitStack()
 
     def run(self, block: Block) -> None:
@@ -92,11 +87,9 @@ class Page:
                 pytest.fail(f"nobody knows how to run {block.language}")
 
     def python(self, block: Block) -> None:
-        code = compile(block.code, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        code = compile(block.code, "page", "exec")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            awaitable = eval(code, self.names)
-            if inspect.isawaitable(awaitable):
-                self.runner.run(asyncio.wait_for(awaitable, DEADLINE))
+            exec(code, self.names)
         self.printed = printed.getvalue()
 
     def shell(self, code: str) -> None:
@@ -120,7 +113,6 @@ class Page:
         self.open.enter_context(embedded.resolve(dsn))
 
     def close(self) -> None:
-        self.runner.close()
         self.open.close()
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
