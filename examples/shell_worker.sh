@@ -3,6 +3,8 @@
 #
 #     ./shell_worker.sh 'postgresql://…'
 #
+# psql knows no `embedded:` addresses; docs/how-to/embedded.md says how to have one that it knows.
+#
 # It runs the jobs of the task `echo` until none is left. A worker that stays longer also calls
 # heartbeat_v1 every few seconds, or its jobs are given to others, and tick_v1 now and then.
 set -eu

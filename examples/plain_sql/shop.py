@@ -1,9 +1,11 @@
 """
 The worker's side of this example: tasks that SQL defers.
 
-    ./run python -m pyprocrastinate -a shop.app migrate        (in this folder)
-    ./run python -m pyprocrastinate psql -f shop.sql
-    ./run python -m pyprocrastinate -a shop.app worker
+    . .venv/bin/activate && cd examples/plain_sql     (in the checkout, after any ./run python)
+    export PROCRASTINATE_DSN=embedded:queue           (or 'postgresql://…')
+    pyprocrastinate -a shop.app migrate
+    pyprocrastinate psql -f shop.sql
+    pyprocrastinate -a shop.app worker
 """
 
 from pyprocrastinate import App, PsycopgConnector
