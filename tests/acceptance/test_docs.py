@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -88,7 +89,7 @@ class Page:
 
     def python(self, block: Block) -> None:
         code = compile(block.code, "page", "exec")
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, deadline(DEADLINE):
             exec(code, self.names)
         self.printed = printed.getvalue()
 
@@ -129,6 +130,25 @@ def page(folder, dsn, monkeypatch, pg_server) -> Iterator[Page]:
     page = Page(folder, dsn)
     yield page
     page.close()
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what has not ended by then, also in an event loop; Windows has nothing for it."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def read(path: Path) -> str:
@@ -197,3 +217,10 @@ def test_every_page_can_be_found():
 )
 def test_what_is_printed_is_compared(expected, printed, same):
     assert matches(expected, printed) is same
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a deadline needs setitimer")
+@pytest.mark.parametrize("code", ["while True: pass", "import asyncio; asyncio.run(asyncio.Event().wait())"])
+def test_a_block_that_hangs_is_given_up(code):
+    with pytest.raises(TimeoutError), deadline(0.05):
+        exec(code, {})
