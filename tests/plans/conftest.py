@@ -33,14 +33,18 @@ class Scan:
     kind: str
     index: str | None
     rows: int
-    """How many rows it returned or dropped, over all its loops."""
+    """How many rows it returned or dropped, over all its loops, as far as is known."""
     buffers: int
     query: str
 
     @classmethod
     def of(cls, node: dict[str, Any], query: str) -> Scan:
         dropped = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
-        rows = round(node["Actual Loops"] * (node["Actual Rows"] + dropped))
+        loops, each = node["Actual Loops"], node["Actual Rows"]
+        if isinstance(each, int) and loops > 1:
+            # before PostgreSQL 18 it is rounded: at least this many
+            each = max(0.0, each - 0.5)
+        rows = round(loops * (each + dropped))
         index, query = node.get("Index Name"), " ".join(query.split())
         return cls(node["Relation Name"], node["Node Type"], index, rows, buffers(node), query)
 
