@@ -74,3 +74,25 @@ def test_no_plan_makes_a_fetch_return_other_jobs(
     assert [len(jobs) for jobs in expected] == [5, 7]
     for forbidden in FORBIDDEN:
         assert [fetched(forbidden, *call) for call in calls] == expected, f"without {forbidden}"
+
+
+def test_a_limit_that_a_join_can_overrun_would_be_seen(conn: psycopg.Connection[Any]) -> None:
+    """A subquery that is executed anew for each row passes over what the update has taken already, and takes more."""
+    ((definition,),) = conn.execute("select pg_get_functiondef(oid) from pg_proc where proname = 'work_v1'")
+    held = "j.id = any (v_ids)"
+    limited = """
+        j.id in (select k.id from procrastinate.job as k where k.state = 'r' order by k.rank, k.id
+                  limit capacity for update skip locked)
+    """
+    assert held in definition
+    conn.execute(definition.replace(held, limited).encode())
+    conn.execute("select count(procrastinate.defer('t')) from generate_series(1, 100)")
+    ((worker,),) = conn.execute("select procrastinate.register_worker_v1('w')")
+    numbers = set()
+    for forbidden in FORBIDDEN:
+        with conn.transaction(force_rollback=True):
+            for name in forbidden:
+                conn.execute(f"set local {name} = off")
+            conn.execute("discard plans")
+            numbers.add(len(conn.execute(FETCH, [worker, 5]).fetchall()))
+    assert min(numbers) == 5 < max(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -171,3 +172,21 @@ def test_jobs_that_wait_for_an_open_transaction_are_looked_at_once(
     other.commit()
     other.close()
     assert calls.work() == 1
+
+
+def test_whether_a_lock_is_held_is_seen_without_reading_all_that_run(
+    conn: psycopg.Connection[Any], dsn: str, explaining: Callable[[str], Any]
+) -> None:
+    SHAPES["10,000 locks"](conn)
+    ((holder,),) = conn.execute("select procrastinate.register_worker_v1('holder')")
+    fetch = functools.partial(conn.execute, "select id from procrastinate.fetch_v1(%s, 200)", [holder])
+    assert sum(map(len, iter(lambda: fetch().fetchall(), []))) == JOBS
+    session = explaining(dsn)
+    calls = Calls(session, None)
+    calls.settled = False
+    blocked = [{"task": "t", "lock": f"l{n}"} for n in range(CAPACITY)]
+    conn.execute(
+        "select count(*) from procrastinate.defer_many(%s)", [json.dumps(blocked + [{"task": "t"}] * CAPACITY)]
+    )
+    assert calls.work() == CAPACITY
+    assert not session.careless(2 * CAPACITY)
