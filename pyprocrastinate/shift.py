@@ -37,7 +37,7 @@ P = ParamSpec("P")
 _LOOKS = (0.05, 0.2, 0.75)
 # How much work, by the clock, may be fetched before there is a slot for it, how many jobs, and how long they may lie.
 _AHEAD_SECONDS = 0.1
-_AHEAD_JOBS = 400
+_AHEAD_JOBS = 900
 _AHEAD_LIES = 0.5
 # How long a worker with nothing left to run goes on telling a database that does not answer.
 _PARTING_SECONDS = 3.0

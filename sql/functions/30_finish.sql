@@ -54,14 +54,17 @@ begin
   -- wait for it. A row that nobody has touched since its claim has no xmax, or that of the claim.
   if outcomes <> '[]' or exists (
     select from procrastinate.job as j
-     where j.id = any (succeeded) and j.token = any (tokens) and (j.lock is not null or j.xmax <> 0 and j.xmax <> j.xmin)) then
+     where j.id = any (succeeded) and (j.lock is not null or j.xmax <> 0 and j.xmax <> j.xmin)
+       and (j.token in (select t from unnest(tokens) as t)) is true) then
     select a.succeeded, a.tokens, a.outcomes, a.verdicts into succeeded, tokens, outcomes, v_aside
       from procrastinate._set_aside(succeeded, tokens, outcomes) as a;
   end if;
   if cardinality(succeeded) > 0 then
+    -- For each row an array would be searched from its start. "is true" keeps the subquery from being joined: it is hashed.
     if keep then
       with d as (
-        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens) and j.token > 0
+        delete from procrastinate.job as j
+         where j.id = any (succeeded) and (j.token in (select t from unnest(tokens) as t)) is true and j.token > 0
         returning j.id, j.token, j.worker_id, j.deferred_at, j.scheduled_at, j.started_at, j.rank, j.attempts, j.rescues,
                   j.task, j.queue, j.lock, j.queueing_lock, j.args, j.headers, j.retry),
       i as (
@@ -76,7 +79,8 @@ begin
         into v_tokens, f_lock, f_rank, f_id from d;
     else
       with d as (
-        delete from procrastinate.job as j where j.id = any (succeeded) and j.token = any (tokens) and j.token > 0
+        delete from procrastinate.job as j
+         where j.id = any (succeeded) and (j.token in (select t from unnest(tokens) as t)) is true and j.token > 0
         returning j.id, j.token, j.rank, j.lock)
       select array_agg(d.id), array_agg(d.token), array_agg(d.lock) filter (where d.lock is not null),
              array_agg(d.rank) filter (where d.lock is not null), array_agg(d.id) filter (where d.lock is not null)
