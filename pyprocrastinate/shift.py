@@ -228,8 +228,8 @@ class Shift:
         # Where jobs have locks, a fetch ahead would hold many that it may not take.
         if not self.worker.prefetch or self._locked or duration is None or duration >= self._link.round_trip:
             return free, 0
-        by_the_clock = _AHEAD_SECONDS * self.worker.concurrency / max(duration, 1e-6)
-        ahead = int(min(_AHEAD_JOBS, by_the_clock))
+        # As if one ran after the other: what keeps the event loop busy does.
+        ahead = int(min(_AHEAD_JOBS, _AHEAD_SECONDS / max(duration, 1e-6)))
         # One half runs while the database is told of the other; unequal halves would wait for each other for ever.
         half = (self.worker.concurrency + ahead + 1) // 2
         capacity = min(free, half)

@@ -29,7 +29,10 @@ MUTANTS = {
     "old tokens accepted": Mutant(
         (
             "_finish",
-            "and j.token = any (tokens) and j.token > 0\n        returning j.id, j.token, j.worker_id",
+            (
+                "and (j.token in (select t from unnest(tokens) as t)) is true and j.token > 0\n"
+                "        returning j.id, j.token, j.worker_id"
+            ),
             "returning j.id, j.token, j.worker_id",
         ),
         "I4: .*whose holder did not say so",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,17 @@ async def test_one_half_runs_while_the_database_is_told_of_the_other(app: App, c
     fetched = [len(answer.claims) for _, answer in calls.work]
     assert max(fetched) == half
     assert fetched.count(half) >= 8
+
+
+async def test_tasks_that_keep_the_event_loop_busy_are_counted_one_after_the_other(app: App, calls: Calls) -> None:
+    @app.task
+    async def busy() -> None:
+        time.sleep(0.001)  # noqa: ASYNC251
+
+    await busy.batch_defer_async(*({} for _ in range(1000)))
+    await drain(app, concurrency=10)
+    # half of ten that run and of a tenth of a second of work
+    assert max(len(answer.claims) for _, answer in calls.work) <= 55
 
 
 async def test_only_if_the_worker_is_told_so(app: App, calls: Calls) -> None:
