@@ -52,6 +52,7 @@ declare
 begin
   -- Somebody may abort some of these jobs, or look at their locks, in a transaction that stays open: the others shall not
   -- wait for it. A row that nobody has touched since its claim has no xmax, or that of the claim.
+  -- An array of tokens would be searched from its start for each row; "is true" keeps a subquery from being joined: it is hashed.
   if outcomes <> '[]' or exists (
     select from procrastinate.job as j
      where j.id = any (succeeded) and (j.lock is not null or j.xmax <> 0 and j.xmax <> j.xmin)
@@ -60,7 +61,6 @@ begin
       from procrastinate._set_aside(succeeded, tokens, outcomes) as a;
   end if;
   if cardinality(succeeded) > 0 then
-    -- For each row an array would be searched from its start. "is true" keeps the subquery from being joined: it is hashed.
     if keep then
       with d as (
         delete from procrastinate.job as j
