@@ -189,11 +189,31 @@ def test_the_code_of_a_page_does_what_the_page_says(path, page):
             raise
 
 
+def anchors(text):
+    """Return what GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ +(.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_somewhere(path, target):
+    """Tell whether there is such a file and, in a page, such a heading."""
+    name, _, anchor = target.partition("#")
+    page = path.parent / name if name else path
+    return page.exists() and (not anchor or page.suffix != ".md" or anchor in anchors(read(page)))
+
+
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_links_inside_the_project_lead_somewhere(path):
     targets = [found["target"] for found in LINK.finditer(read(path))]
-    inside = [target for target in targets if not re.match(r"[a-z]+:|#", target)]
-    assert [t for t in inside if not (path.parent / t.partition("#")[0]).exists()] == []
+    inside = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in inside if not leads_somewhere(path, target)] == []
+
+
+def test_a_link_to_no_heading_leads_nowhere(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# The `page`, and more\n\n```sh\n# not a heading\n```\n", encoding="utf-8")
+    led = {target: leads_somewhere(page, target) for target in ("#the-page-and-more", "page.md#not-a-heading", "no.md")}
+    assert led == {"#the-page-and-more": True, "page.md#not-a-heading": False, "no.md": False}
 
 
 def test_every_page_can_be_found():
