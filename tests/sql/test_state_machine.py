@@ -424,6 +424,23 @@ class SideBySide(RuleBasedStateMachine):
             rows = self.both("finish_v1", worker_id=job.worker_id, outcomes=json.dumps([told]))
             self.judged([(row[2], row[5]) for row in rows])
 
+    @rule(number=NUMBERS, places=st.tuples(*[st.sampled_from([-1, 0, 1])] * 2), capacity=st.sampled_from([1, 2]))
+    def change_places(self, number: int, places: tuple[int, int], capacity: int) -> None:
+        """Let a job under a lock come back with another priority, while one waits for it, to whoever asks for more."""
+        held = [job for job in self.tables.job.values() if job.status == "doing" and job.lock]
+        if not held:
+            return
+        job = held[number % len(held)]
+        self.both("defer", task="t3", lock=job.lock, queue=job.queue, priority=places[0])
+        told = {"id": job.id, "token": job.token, "outcome": "failed", "retry": {"in": 0, "priority": places[1]}}
+        nothing = {"succeeded": "{}", "tokens": "{}", "keep": True}
+        room = {"capacity": capacity, "extra": 0, "scan_from": None}
+        rows = self.both("work_v1", worker_id=job.worker_id, outcomes=json.dumps([told]), **nothing, **room)
+        self.claimed([row[:13] for row in rows[:-1]])
+        self.judged([(verdict["verdict"], verdict.get("status")) for verdict in verdicts(rows)])
+        kept = any(row[0] == job.id for row in rows[:-1])
+        self.counts["came back at once" if kept else "gave way"] += 1
+
     @rule(bad=REFUSED, many=st.booleans())
     def defer_badly(self, bad: dict[str, Any], many: bool) -> None:
         job: dict[str, Any] = {"task": "t1"} | bad | ({"args": {"a": "x" * 2**20}} if bad.get("args") == "HUGE" else {})
@@ -560,7 +577,7 @@ def drive(shared: Any, examples: int, steps: int = 50, **more: Any) -> Counter[s
 # what walks come across: each must happen, else they test less than they seem to
 OFTEN = """
     already todo, defer would ignore, fetched, fetched again, fetched under a lock, ok failed, ok succeeded, ok todo,
-    registered anew, stale None
+    came back at once, gave way, registered anew, stale None
 """
 IN_TIME = """
     already aborted, already cancelled, already failed, already succeeded, cancel: None, cancel: abort_requested,
