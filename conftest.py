@@ -27,7 +27,7 @@ from pytest_postgresql.executors import NoopExecutor
 
 from pyprocrastinate import embedded
 from pyprocrastinate.migrate import migrate
-from tests.pooler import pgbouncer
+from tests.pooler import pgbouncer, tool
 
 # A shell starts what runs in its background with SIGINT ignored, and so would every program of a test that is sent one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.getoption("--through-pgbouncer") and (marker := item.get_closest_marker("not_pooled")):
             item.add_marker(pytest.mark.skip(reason=f"not through a pooler: {marker.args[0]}"))
         for marker in item.iter_markers("needs_tool"):
-            if not shutil.which(marker.args[0]):
+            if not tool(marker.args[0]):
                 item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]}"))
 
 

@@ -18,6 +18,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 PATIENCE = 20.0
 
 
+def tool(name: str) -> str | None:
+    """Return where a program is; Debian keeps PgBouncer where only root looks."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+
+
 @contextmanager
 def pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 2) -> Iterator[str]:
     """
@@ -50,7 +55,7 @@ def pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 2) -> Iterator
     # It refuses to run as root; and only the server's own account may be allowed to reach its socket.
     socket_folder = Path(address["host"])
     user = socket_folder.stat().st_uid if os.getuid() == 0 and socket_folder.is_dir() else None
-    argv = [str(shutil.which("pgbouncer")), str(config)]
+    argv = [str(tool("pgbouncer")), str(config)]
     # Not a pipe: once it is full, and nobody reads it, PgBouncer stands still.
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(argv, stderr=log, user=user)

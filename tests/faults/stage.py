@@ -29,6 +29,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.standby import Standby
 from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE
 from tests.faults_support.gates import rewrite
+from tests.pooler import tool
 
 ROOT = Path(__file__).parents[2]
 MAX_CONNECTIONS = 60
@@ -143,8 +144,8 @@ class Stage(contextlib.ExitStack):
             self.standby = Standby(self.server)
             self.callback(self.standby.stop)
             self.standby.start(self.pause)
-        elif shutil.which("pgbouncer"):
-            self.bouncer = Bouncer(self)
+        elif program := tool("pgbouncer"):
+            self.bouncer = Bouncer(self, program)
             self.callback(self.bouncer.stop)
             self.bouncer.start()
             self.proxy.routes[_POOLED] = ("127.0.0.1", self.bouncer.port)
@@ -380,7 +381,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 class Bouncer:
     """A PgBouncer in transaction mode with two connections, for one of the workers."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, program: str) -> None:
+        self._program = program
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
@@ -410,7 +412,7 @@ class Bouncer:
             user = {"user": self._owner.st_uid, "group": self._owner.st_gid, "extra_groups": []}
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            ["pgbouncer", self._config],
+            [self._program, self._config],
             cwd="/",
             stdin=quiet,
             stdout=quiet,
