@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pyprocrastinate.exceptions import ConnectorException, JobNotFound
+from pyprocrastinate.exceptions import AlreadyEnqueued, ConnectorException, JobNotFound
 from pyprocrastinate_cli._explain import describe, explain, mask
 
 
@@ -97,6 +97,16 @@ def test_a_cause_is_told_once() -> None:
     longer = psycopg.OperationalError("connection failed: the longer story")
     told = explain(raised(ConnectorException("connection failed"), longer))
     assert told.startswith("connection failed: the longer story. Check --dsn")
+
+
+def test_a_taken_queueing_lock_is_told_once(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    conn.execute("select procrastinate.defer('x', queueing_lock => 'a')")
+    with pytest.raises(psycopg.errors.UniqueViolation) as caught:
+        conn.execute("select procrastinate.defer('x', queueing_lock => 'a')")
+    outer = "Job cannot be enqueued: job 1 with the same queueing lock is waiting"
+    assert explain(raised(AlreadyEnqueued(outer), caught.value)) == (
+        f"{outer}. Defer it later, or pass on_conflict => ignore or replace"
+    )
 
 
 def test_several_lines_become_one() -> None:

@@ -55,9 +55,9 @@ def explain(error: BaseException) -> str:
     advice: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        text = describe(cause)
-        if not any(text in earlier for earlier in said):
-            said = [earlier for earlier in said if earlier not in text] + [text]
+        for sentence in describe(cause).split(". "):
+            if not any(sentence in earlier for earlier in said):
+                said = [earlier for earlier in said if earlier not in sentence] + [sentence]
         if isinstance(cause, psycopg.Error):
             sqlstate = cause.sqlstate or "none"
             advice = [what for sqlstates, what in _ADVICE.items() if sqlstate in sqlstates]
