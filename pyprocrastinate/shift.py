@@ -106,7 +106,8 @@ class Shift:
             finally:
                 for timer in self._timers.values():
                     timer.cancel()
-                await asyncio.to_thread(self._pulse.stop, 2.0)
+                # A database that has been given up on one connection is not waited for on the other one.
+                await asyncio.to_thread(self._pulse.stop, 0.0 if self._link.expired else 2.0)
                 await self._link.close()
                 self._execution.close()
         self._log.worker("stop_worker", "Stopped worker")

@@ -12,11 +12,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyprocrastinate import AbortReason, App, JobContext
+from pyprocrastinate import AbortReason, App, JobContext, PsycopgConnector
 from pyprocrastinate.embedded import Server
-from pyprocrastinate.exceptions import JobAborted
+from pyprocrastinate.exceptions import ConnectorException, JobAborted
 from pyprocrastinate.migrate import migrate
+from pyprocrastinate.pulse import Pulse
+from tests.faults.proxy import Proxy
 
 Status = Callable[[int], str]
 SOON = 10.0
@@ -31,6 +34,41 @@ def starting(app: App) -> Callable[..., Any]:
         return worker, asyncio.create_task(worker.run())
 
     return starting
+
+
+async def test_it_waits_for_a_database_that_does_not_answer_only_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing left to say on one connection, the other one is not waited for as well."""
+    waited: list[float] = []
+    stop = Pulse.stop
+
+    def noted(self: Pulse, patience: float) -> None:
+        waited.append(patience)
+        stop(self, patience)
+
+    monkeypatch.setattr(Pulse, "stop", noted)
+    address = conninfo_to_dict(dsn)
+    with Proxy(f"{address['host']}/.s.PGSQL.{address['port']}") as proxy:
+        through = {"host": "127.0.0.1", "port": proxy.port, "sslmode": "disable", "gssencmode": "disable"}
+        app = App(connector=PsycopgConnector(conninfo=make_conninfo(dsn, **through)))
+
+        frozen = asyncio.Event()
+
+        @app.task
+        async def task() -> None:
+            proxy.change("pyprocrastinate worker", frozen=True)
+            frozen.set()
+
+        async with app.open_async():
+            await task.defer_async()
+            worker = app.make_worker(install_signal_handlers=False)
+            run = asyncio.create_task(worker.run())
+            await asyncio.wait_for(frozen.wait(), SOON)
+            worker.stop()
+            with pytest.raises(ConnectorException):
+                await asyncio.wait_for(run, SOON)
+    assert waited == [0.0]
 
 
 @pytest.mark.scenario(49)
