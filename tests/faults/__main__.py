@@ -58,6 +58,7 @@ def summary(report: Report) -> str:
         "jobs": f"{report.jobs}, runs begun: {report.starts}",
         "faults": f"{report.faults.total()} of {len(report.faults)} kinds\n{faults}",
         "running jobs that a fault hit": report.exposed,
+        "of a worker's time, without any fault that might touch it": f"{report.unexcused:.0%}",
         "times that the machine itself stood still": report.stalls,
         "answers to commits lost": report.lost_replies,
         "deferred, though the answer was lost": report.recovered,

@@ -17,7 +17,9 @@ create table audit.log (
   queueing_lock text,
   rank int not null,
   due timestamptz,
-  key text
+  key text,
+  -- for how long the lease of the run that this ends was over; none while the worker gives heartbeats, or is gone
+  overdue interval
 );
 
 -- one row: how many of a thousand transitions take a hundred milliseconds longer
@@ -29,9 +31,11 @@ create table audit.effect (key text not null, job bigint not null, token bigint 
 create function audit.note(was text, now text, token bigint, worker bigint, r jsonb) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  insert into audit.log (job, was, now, token, worker, attempts, rescues, lock, queueing_lock, rank, due, key)
+  insert into audit.log (job, was, now, token, worker, attempts, rescues, lock, queueing_lock, rank, due, key, overdue)
   values ((r ->> 'id')::bigint, was, now, token, worker, (r ->> 'attempts')::int, (r ->> 'rescues')::int, r ->> 'lock',
-          r ->> 'queueing_lock', (r ->> 'rank')::int, (r ->> 'scheduled_at')::timestamptz, r -> 'args' ->> 'key');
+          r ->> 'queueing_lock', (r ->> 'rank')::int, (r ->> 'scheduled_at')::timestamptz, r -> 'args' ->> 'key',
+          (select clock_timestamp() - w.heartbeat_at - w.stalled_after
+             from procrastinate.worker as w where was = 'doing' and w.id = note.worker));
   if (select s.per_mille > random() * 1000 from audit.slow as s) then
     perform pg_sleep(0.1);
   end if;

@@ -26,11 +26,13 @@ import bisect
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tests.faults.history import Event
 from tests.faults.record import Record, Step
 from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE
+
+_Span = tuple[float, float]
 
 # How long a worker waits at most between attempts to connect, in seconds.
 _LONGEST_PAUSE = 5.0
@@ -40,6 +42,12 @@ _TOLD = {"job_success": "succeeded", "job_error": "failed", "job_aborted": "abor
 _STOPS_WITHIN = 10.0 + GRACE
 _DRAINS_WITHIN = 60.0
 _THREADS, _FILES = 24, 48
+# What a run says with which it has heeded an abort.
+_HEEDED = ("CancelledError", "JobAborted")
+# A client whose connection, transaction or time is over is told so, and so is one that finds no room; and nothing else.
+_REFUSALS = ("08", "25", "53", "55P03", "57", "58")
+# From a transition to when others see it, at most, while nothing holds its transaction up.
+_COMMITS_WITHIN = 0.5
 
 
 @dataclasses.dataclass
@@ -51,6 +59,8 @@ class Claim:
     slot: str
     opened: Step
     closed: Step | None = None
+    # The row leaves "doing" with this one; where the job has ended with it, another one follows.
+    left: Step | None = None
     # finished, retried, released, rescued or lost
     how: str = "open"
 
@@ -71,6 +81,8 @@ class Report:
     accepted: int = 0
     lost_replies: int = 0
     stalls: int = 0
+    # The share of a worker's time in which no fault would explain that a claim is taken from it.
+    unexcused: float = 0.0
     # Seconds from the death of a worker, and of those how many nobody could have rescued its jobs.
     rescues: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
@@ -105,6 +117,15 @@ def _over(fault: Event) -> float:
     return ended + min(_LONGEST_PAUSE, ended - began) + GRACE
 
 
+def _within(spans: Iterable[_Span], began: float, ended: float) -> float:
+    """Return how many seconds of a time are in any of these spans."""
+    seconds, until = 0.0, began
+    for begin, end in sorted(spans):
+        seconds += max(0.0, min(end, ended) - max(begin, until))
+        until = max(until, end)
+    return seconds
+
+
 class _Checker:
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -114,8 +135,13 @@ class _Checker:
         self.ended: dict[tuple[int, int], list[Event]] = defaultdict(list)
         self.steps: dict[int, list[Step]] = defaultdict(list)
         self.claims: dict[int, list[Claim]] = defaultdict(list)
+        # Under each queueing lock: from when on, and until when, which job waited.
+        self.waits: dict[str, list[tuple[Step, Step | None, int]]] = defaultdict(list)
         # The machine itself is one that nobody injects.
-        self.faults = sorted(record.of("fault", "stall"), key=lambda e: float(e["began"]))
+        self.faults = sorted(
+            (e for e in record.of("fault", "stall") if not (e.get("missed") or "").startswith("Missed")),
+            key=lambda e: float(e["began"]),
+        )
         self.stalls = [(float(e["began"]), float(e["ended"])) for e in record.of("stall")]
         self.ends = record.of("killed", "crash", "exit", "stopped")
         self.lives: dict[str, list[Event]] = defaultdict(list)
@@ -129,7 +155,10 @@ class _Checker:
                 mine[-2:] = [mine[-1], mine[-2]]
         self._runs()
         self._transitions()
+        self._waiting()
         self._deferred()
+        self._answered()
+        self._outcomes()
         self._fenced()
         self._effects()
         self._told()
@@ -185,7 +214,7 @@ class _Checker:
                     current = Claim(job, step.token, self.slots.get(step.worker or 0, "?"), step)
                     self.claims[job].append(current)
                 elif step.was == "doing" and current:
-                    current.closed = step
+                    current.closed = current.left = step
                     grown = step.attempts - current.opened.attempts
                     rescued = step.rescues > current.opened.rescues
                     current.how = "rescued" if rescued else "retried" if grown else "released"
@@ -196,6 +225,17 @@ class _Checker:
             self._expect(final is not None, "I1", f"job {job} was deferred, and is gone")
             self._expect(final is None or final.status == status, "I5", f"job {job} is {final}, but became {status}")
 
+    def _waiting(self) -> None:
+        for job, steps in self.steps.items():
+            begun: Step | None = None
+            for step in [*steps, None]:
+                if step and step.now == "todo":
+                    begun = begun or step
+                elif begun:
+                    if begun.queueing_lock:
+                        self.waits[begun.queueing_lock].append((begun, step, job))
+                    begun = None
+
     def _end(self, steps: list[Step], end: Step) -> None:
         """A job has ended: if in a run, that run has ended so."""
         job = end.job
@@ -204,9 +244,16 @@ class _Checker:
         if not claims or gone is None or gone.was != "doing":
             return
         claim = claims[-1]
-        claim.closed = end
-        claim.how = "finished" if end.token == claim.token else "lost"
+        claim.closed, claim.left = end, gone
         final = self.record.jobs.get(job)
+        if end.token == claim.token:
+            claim.how = "finished"
+        else:
+            claim.how = "lost"
+            by_nobody = end.token is None and final is not None and final.error in ("WorkerLost", "Superseded")
+            if not by_nobody:
+                self.report.accepted += 1
+                self._wrong("I4", f"job {job} was ended under token {end.token}, and {claim.token} was the current one")
         # A place that was taken meanwhile is no end of the run.
         counted = 0 if final and final.error == "Superseded" and end.attempts == claim.opened.attempts else 1
         grown = end.attempts - claim.opened.attempts
@@ -230,9 +277,75 @@ class _Checker:
             self.report.recovered += sum(key in by_key for key in event["keys"])
         for key in by_key.keys() - invoked:
             self._wrong("I2", f"{key} is there, and nobody deferred it")
+        known = {id_ for e in self.record.of("ok", "poison") for id_ in e["ids"]}
+        for job in self.record.jobs.values():
+            if job.id not in known and job.key not in invoked and job.task != "tick":
+                self._wrong("I2", f"job {job.id}, of {job.task}, is there, and nobody deferred it")
         keys = Counter(job.key for job in self.record.jobs.values() if job.key is not None)
         for key, count in keys.items():
             self._expect(count == 1, "I2", f"{key} is there {count} times")
+
+    def _answered(self) -> None:
+        """Whoever deferred was refused only what nobody can have, and only while something was broken."""
+        invoked = {job["args"]["key"]: (e["at"], job) for e in self.record.of("invoke") for job in e["jobs"]}
+        for event in self.record.of("ok"):
+            for key, id_ in zip(event["keys"], event["ids"], strict=True):
+                if id_ is None:
+                    since, job = invoked[key]
+                    waited = any(
+                        begun.at <= event["at"] and (over is None or since <= over.at + self._delay(over.at))
+                        for begun, over, _ in self.waits[job.get("queueing_lock") or ""]
+                    )
+                    self._expect(waited, "I9", f"{key} was not deferred, and none under its lock waited")
+        for event in self.record.of("info"):
+            since = min(invoked[key][0] for key in event["keys"])
+            state = event.get("sqlstate") or ""
+            self._expect(not state or state.startswith(_REFUSALS), "I13", f"a client was told {event['error']}")
+            broken = any(
+                fault["began"] <= event["at"] and since <= _over(fault)
+                for fault in self.faults
+                if fault["touches"] is None or event["by"] in fault["touches"]
+            )
+            self._expect(broken, "I1", f"{event['keys']} were refused without any fault: {event['error']}")
+
+    def _delay(self, at: float) -> float:
+        """Return how much later than this others may have seen a transition of this time."""
+        held_up = any(fault["began"] <= at + _COMMITS_WITHIN and at <= _over(fault) for fault in self.faults)
+        return _LONGEST_PAUSE if held_up else _COMMITS_WITHIN
+
+    def _outcomes(self) -> None:
+        """Each job has come to what those said who ran it, or who cancelled it."""
+        asked = {e["job"] for e in self.record.of("cancel", "cancelled")}
+        poison = {id_ for e in self.record.of("poison") for id_ in e["ids"]}
+        for id_, job in self.record.jobs.items():
+            last = self.claims[id_][-1] if self.claims[id_] else None
+            finished = last is not None and last.how == "finished"
+            ends = self.ended.get((id_, last.token or 0), []) if last else []
+            said = [e["outcome"] for e in ends if e["kind"] == "end"]
+            replaced = job.error == "Superseded" and bool(self.steps[id_][0].queueing_lock)
+            fine = True
+            if job.status == "succeeded":
+                # That its holder said so is seen below.
+                fine = finished
+            elif job.status == "cancelled":
+                fine = replaced or id_ in asked
+            elif job.status == "aborted":
+                heeded = any(o in _HEEDED for o in said) or (last and (id_, last.token or 0) not in self.started)
+                fine = bool(finished and heeded) and (id_ in asked or self._was_stopped(last))
+            elif job.status == "failed":
+                given_up = job.error == "WorkerLost" and (id_ in asked or job.task == "crash")
+                failed = finished and any(o != "succeeded" and o not in _HEEDED for o in said)
+                mends = job.task == "flaky" and isinstance(job.args, dict) and job.args["fails"] <= FLAKY_RETRIES
+                fine = replaced or id_ in poison or given_up or (failed and not mends)
+            self._expect(fine, "I1", f"job {id_} is {job}, and the runs of {last} ended with {said}")
+
+    def _was_stopped(self, claim: Claim | None) -> bool:
+        """Tell whether its worker was asked to stop in the middle of a claim."""
+        assert claim
+        assert claim.closed
+        stopped = [e["at"] - e["seconds"] for e in self.record.of("stopped") if e["name"] == claim.slot]
+        stopped += [e["at"] for e in self.record.of("stop")]
+        return any(claim.opened.at <= at + GRACE and at <= claim.closed.at for at in stopped)
 
     # I3, I4
 
@@ -243,13 +356,18 @@ class _Checker:
         ):
             return True
         silent = at - LEASE / 2
-        return any(
-            fault["began"] - HEARTBEAT <= silent <= _over(fault)
-            for fault in self.faults
-            if fault["touches"] is None or claim.slot in fault["touches"]
-        )
+        return any(began <= silent <= ended for began, ended in self._excuses(claim.slot))
+
+    def _excuses(self, slot: str) -> list[_Span]:
+        """Return when a worker may be silent for the whole of a lease, as far as one can tell from outside."""
+        faults = (fault for fault in self.faults if fault["touches"] is None or slot in fault["touches"])
+        return [(fault["began"] - HEARTBEAT, _over(fault)) for fault in faults]
 
     def _fenced(self) -> None:
+        for (job, token), event in self.started.items():
+            held = next((c for c in self.claims[job] if c.token == token), None)
+            fine = held is not None and held.slot in (event["by"], "?")
+            self._expect(fine, "I4", f"{event['by']} ran job {job} under token {token}, which was not its claim")
         before: dict[int, list[Claim]] = {}
         for claim in self._all_claims():
             run = (claim.job, claim.token or 0)
@@ -258,6 +376,8 @@ class _Checker:
             if closed is None:
                 continue
             earlier = before.setdefault(claim.job, [])
+            rises = not earlier or (earlier[-1].token or 0) < (claim.token or 0)
+            self._expect(rises, "I4", f"job {claim.job} was claimed under token {claim.token} after a later one")
             if begun and any((c.job, c.token or 0) in self.started and c.how == "rescued" for c in earlier):
                 self.report.duplicates += 1
             earlier.append(claim)
@@ -267,6 +387,9 @@ class _Checker:
                     "I3",
                     f"job {claim.job} was taken from {claim.slot} without any fault",
                 )
+                overdue = claim.left.overdue if claim.left else None
+                early = overdue is not None and overdue < 0
+                self._expect(not early, "I3", f"job {claim.job} was taken {overdue} s after the end of its lease")
             elif claim.how == "released":
                 self._expect(not begun, "I3", f"job {claim.job} was begun, and then put back as if it had not been")
             else:
@@ -307,7 +430,9 @@ class _Checker:
     # I5
 
     def _told(self) -> None:
-        for event in self.record.of("told"):
+        told = self.record.of("told")
+        self._expect(len(told) >= len(self.started) / 2, "I5", f"only {len(told)} runs were acknowledged")
+        for event in told:
             status = _TOLD.get(event["action"])
             job = self.record.jobs.get(event["job"])
             if status:
@@ -349,7 +474,7 @@ class _Checker:
                 if step.now != "todo" or not step.lock:
                     continue
                 # From when on everybody could see it; when a transaction of a worker ended is not known so well.
-                seen = acknowledged.get(step.key or "") if step.was is None else step.at + 5
+                seen = acknowledged.get(step.key or "") if step.was is None else step.at + self._delay(step.at)
                 if seen is None:
                     continue
                 # One that waits for its retry holds back what is worse; one that waits for its first run does not.
@@ -397,22 +522,11 @@ class _Checker:
     # I9
 
     def _queueing_locks(self) -> None:
-        waits: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        for job, steps in self.steps.items():
-            since: Step | None = None
-            for step in steps:
-                if step.now == "todo":
-                    since = since or step
-                elif since:
-                    if since.queueing_lock:
-                        waits[since.queueing_lock].append((since.seq, step.seq, job))
-                    since = None
-            if since and since.queueing_lock:
-                waits[since.queueing_lock].append((since.seq, 1 << 62, job))
-        for lock, spans in waits.items():
-            spans.sort()
-            for (_, until, a), (since_seq, _, b) in itertools.pairwise(spans):
-                self._expect(until < since_seq, "I9", f"jobs {a} and {b} waited at once under {lock}")
+        for lock, spans in self.waits.items():
+            spans.sort(key=lambda span: span[0].seq)
+            for (_, over, a), (begun, _, b) in itertools.pairwise(spans):
+                fine = over is not None and over.seq < begun.seq
+                self._expect(fine, "I9", f"jobs {a} and {b} waited at once under {lock}")
 
     # I10
 
@@ -421,7 +535,7 @@ class _Checker:
         for claim in self._all_claims():
             if claim.how in ("rescued", "lost") and claim.closed:
                 by_slot[claim.slot].append(claim)
-        everybody = [f for f in self.faults if f["touches"] is None]
+        outages = [(float(f["began"]), _over(f)) for f in self.faults if f["touches"] is None]
         for event in self.record.of("killed", "crash"):
             died = event["at"]
             for claim in by_slot[event["name"]]:
@@ -430,18 +544,21 @@ class _Checker:
                     continue
                 took = claim.closed.at - died
                 # While a fault befalls everybody, there is nobody to rescue it.
-                away = sum(max(0.0, min(_over(f), claim.closed.at) - max(f["began"], died)) for f in everybody)
+                away = _within(outages, died, claim.closed.at)
                 self.report.rescues.append((took, away))
                 fine = took <= LEASE + 1 + GRACE + away
                 self._expect(fine, "I10", f"job {claim.job} was rescued after {took:.1f} s, {away:.1f} s of outage")
 
     def _stalled(self, began: float, ended: float) -> float:
         """Return for how many of these seconds the machine stood still."""
-        return sum(max(0.0, min(end, ended) - max(begin, began)) for begin, end in self.stalls)
+        return _within(self.stalls, began, ended)
 
     def _liveness(self) -> None:
+        stop = min((float(e["at"]) for e in self.record.of("stop")), default=float("inf"))
         for id_, job in self.record.jobs.items():
-            if job.status not in _FINAL and job.task != "tick":
+            # Schedules go on until the last worker stops.
+            last = job.task == "tick" and job.status == "todo" and self.steps[id_][0].at > stop - EVERY_SECONDS
+            if job.status not in _FINAL and not last:
                 self._wrong("I10", f"job {id_}, of {job.task}, is still {job.status}")
         drained = self.record.facts.get("drained", 0.0)
         self._expect(drained <= _DRAINS_WITHIN, "I10", f"it took {drained:.0f} s until all jobs had ended")
@@ -479,7 +596,10 @@ class _Checker:
 
     def _probes(self) -> None:
         started = {e["key"]: e["at"] for e in reversed(self.record.of("start"))}
-        for event in self.record.of("probe"):
+        probes = self.record.of("probe")
+        wanted = self.record.facts.get("probes", 0)
+        self._expect(len(probes) >= wanted, "I11", f"{len(probes)} jobs were to wake a worker, and not {wanted}")
+        for event in probes:
             at = started.get(event["key"], float("inf"))
             took = at - event["at"]
             # Whoever was not woken would look only after POLL seconds.
@@ -496,9 +616,13 @@ class _Checker:
         for name, ticks in fired.items():
             for tick, count in Counter(ticks).items():
                 self._expect(count == 1, "I12", f"{name} fired {count} times for {tick}")
-            if name == "in sql":
-                missing = {*range(min(ticks), max(ticks), EVERY_SECONDS)} - {*ticks}
-                self._expect(not missing, "I12", f"{name} never fired for {sorted(missing)}")
+        since, until = self.record.facts.get("schedules", (1, 0))
+        wanted = {tick for tick in range(since, until + 1) if tick % EVERY_SECONDS == 0}
+        missing = wanted - {*fired["in sql"]}
+        self._expect(not missing, "I12", f"in sql never fired for {sorted(missing)}")
+        # That one need not catch up, but goes on once there is peace.
+        late = max(fired["declared"], default=0)
+        self._expect(late >= until - EVERY_SECONDS, "I12", f"declared fired last for {late}, before {until}")
 
     # I13, I14
 
@@ -519,7 +643,12 @@ class _Checker:
     # I15
 
     def _aborts(self) -> None:
-        requested = {e["job"]: e for e in self.record.of("cancelled") if e["answer"] == "abort_requested"}
+        told = self.record.of("cancelled")
+        in_peace = [e for e in told if e.get("calm")]
+        wanted = self.record.facts.get("aborts", 0)
+        fine = len(in_peace) >= wanted and all(e["answer"] == "abort_requested" for e in in_peace)
+        self._expect(fine, "I15", f"{wanted} jobs were to be aborted in peace, and it was said: {in_peace}")
+        requested = {e["job"]: e for e in told if e["answer"] == "abort_requested"}
         for id_, event in requested.items():
             again = [c for c in self.claims[id_] if c.opened.began > event["at"]]
             self._expect(not again, "I15", f"job {id_} was to be aborted, and was claimed again")
@@ -529,7 +658,7 @@ class _Checker:
             took = end.at - event["at"]
             fine = end.now == "aborted" and took <= HEARTBEAT + 1 + GRACE + self._stalled(event["at"], end.at)
             self._expect(fine, "I15", f"job {id_} is {end.now} {took:.1f} s after its abort")
-        for event in self.record.of("cancelled"):
+        for event in told:
             job = self.record.jobs.get(event["job"])
             if event["answer"] == "cancelled":
                 self._expect(job is None or job.status == "cancelled", "I5", f"a cancelled job is {job}")
@@ -538,8 +667,8 @@ class _Checker:
         report = self.report
         report.jobs = len(self.record.jobs)
         report.starts = len(self.started)
-        faults = self.record.of("fault")
-        report.faults = Counter(f["name"] for f in faults if not f.get("missed"))
+        faults = [fault for fault in self.record.of("fault") if not fault.get("missed")]
+        report.faults = Counter(fault["name"] for fault in faults)
         report.stalls = len(self.stalls)
         report.lost_replies = sum(e["count"] for e in self.record.of("lost replies"))
         opened: dict[str, list[float]] = defaultdict(list)
@@ -554,3 +683,8 @@ class _Checker:
             for slot in opened if fault["touches"] is None else fault["touches"]:
                 begun, over = opened.get(slot, []), closed.get(slot, [])
                 report.exposed += bisect.bisect(begun, fault["began"]) - bisect.bisect(over, fault["began"])
+        if self.record.steps:
+            began, ended = self.record.steps[0].at, self.record.steps[-1].at
+            slots = {e["by"] for e in self.record.of("registered")} - {"ghost"}
+            excused = [_within(self._excuses(slot), began, ended) / (ended - began) for slot in slots]
+            report.unexcused = 1 - sum(excused) / max(1, len(excused))

@@ -94,7 +94,8 @@ class Client:
             yield ids
         except (psycopg.Error, ProcrastinateException) as error:
             # Whether it was committed is not known.
-            self.history.write("info", keys=keys, error=f"{type(error).__name__}: {error}"[:200])
+            sqlstate = getattr(error if isinstance(error, psycopg.Error) else error.__cause__, "sqlstate", None)
+            self.history.write("info", keys=keys, error=f"{type(error).__name__}: {error}"[:200], sqlstate=sqlstate)
             time.sleep(0.05)
         except RuntimeError as error:
             if str(error) != _ROLLED_BACK:

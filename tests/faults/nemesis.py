@@ -165,10 +165,10 @@ class Sever(OfWorker):
         self.detail = {"which": self.which}
 
     def inject(self, stage: Stage) -> None:
+        query = f"select pg_terminate_backend(b.pid) from ({_BACKENDS}) as b"
         with stage.admin() as conn:
-            conn.execute(
-                f"select pg_terminate_backend(b.pid) from ({_BACKENDS}) as b", [self.worker, self.which, self.which]
-            )
+            if not conn.execute(query, [self.worker, self.which, self.which]).rowcount:
+                raise Missed("it has no session")
 
 
 class Halt(OfWorker):
@@ -203,8 +203,9 @@ class HaltBackend(OfWorker):
     def inject(self, stage: Stage) -> None:
         with stage.admin() as conn:
             row = conn.execute(_BACKENDS, [self.worker, "loop", "loop"]).fetchone()
-        if row:
-            _halted(stage, [row[0]], self.seconds)
+        if not row:
+            raise Missed("it has no session")
+        _halted(stage, [row[0]], self.seconds)
 
 
 class Ghost(Fault):
@@ -268,7 +269,8 @@ class Network(OfWorker):
     def inject(self, stage: Stage) -> None:
         proxy = stage.proxy
         if self.how == "reset":
-            proxy.reset(self.client)
+            if not proxy.reset(self.client):
+                raise Missed("it has no connection")
             return
         weather: dict[str, dict[str, Any]] = {
             "silence": {"frozen": True},
@@ -295,6 +297,7 @@ class LoseReply(OfWorker):
 
     def inject(self, stage: Stage) -> None:
         proxy = stage.proxy
+        first = proxy.lost_replies
         for _ in range(self.times):
             before = proxy.lost_replies
             proxy.change(self.client, lose_reply=True)
@@ -303,6 +306,8 @@ class LoseReply(OfWorker):
                 stage.pause(0.01)
             proxy.calm(self.client)
             stage.history.write("lost replies", count=proxy.lost_replies - before)
+        if proxy.lost_replies == first:
+            raise Missed("it committed nothing")
 
 
 class DiskFull(OfServer):

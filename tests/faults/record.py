@@ -34,6 +34,8 @@ class Step:
     rank: int = 0
     due: float | None = None
     key: str | None = None
+    # For how many seconds the lease of the run that this ends was over.
+    overdue: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ def load(folder: Path) -> Record:
 
 _STEPS = """
 select seq, extract(epoch from at)::float8 - %(offset)s, extract(epoch from began)::float8 - %(offset)s, job, was, now,
-       token, worker, attempts, rescues, lock, queueing_lock, rank, extract(epoch from due)::float8 - %(offset)s, key
+       token, worker, attempts, rescues, lock, queueing_lock, rank, extract(epoch from due)::float8 - %(offset)s, key,
+       extract(epoch from overdue)::float8
   from audit.log order by seq
 """
 

@@ -17,10 +17,11 @@ from tests.faults.checker import Report, check
 from tests.faults.nemesis import FAULTS, DiskFull, FailOver, Fault, Nemesis, plan
 from tests.faults.record import Record, collect
 from tests.faults.stage import Flaw, SoakError, Stage
-from tests.faults.tasks import WAKE
+from tests.faults.tasks import EVERY_SECONDS, WAKES
 
 _DRAIN = 60.0
 _PROBES = 4
+_ABORTS = 4
 # Longer than an idle worker looks again without being told.
 _BETWEEN_PROBES = 1.2
 _PATIENCE = 10.0
@@ -58,16 +59,20 @@ def record(soak: Soak) -> Record:
             raise SoakError(f"{', '.join(absent)} did not start: {stage.said()}")
         stage.start_clients(soak.seed, soak.seconds, soak.rate)
         _say(soak, f"{soak.seconds:.0f} s of faults")
+        began = int(time.time())
         Nemesis(stage, plan(soak.seed, soak.seconds, kinds), soak.seconds).run()
         stage.join_clients(soak.seconds + 30)
         _say(soak, "the faults are over; waiting until all jobs have ended")
         with stage.admin() as conn:
+            facts["schedules"] = (began, _caught_up(conn, stage))
             conn.execute("select procrastinate.unschedule('in sql')")
             facts["drained"] = _drain(conn, stage)
             if facts["drained"] <= _DRAIN:
                 facts["absent"] = _await_workers(stage)
                 _say(soak, "looking at what holds in peace")
+                facts |= {"probes": _PROBES, "aborts": _ABORTS}
                 _calm(conn, stage)
+                facts |= _left_open(conn, stage)
                 _say(soak, "stopping")
             facts["processes"] = _processes(stage)
             facts["late to stop"] = stage.stop_workers(20)
@@ -114,12 +119,11 @@ def _calm(conn: psycopg.Connection[Any], stage: Stage) -> None:
     for n in range(_PROBES):
         stage.pause(_BETWEEN_PROBES)
         key = f"probe {n}"
-        job = _defer(conn, stage, key, "quick", WAKE)
+        # To each of those who listen in turn: one that does not hear is found, even if the other one does.
+        job = _defer(conn, stage, key, "quick", [*WAKES.values()][n % len(WAKES)])
         stage.history.write("probe", key=key, job=job)
         _until(conn, stage, "status <> 'todo'", [job])
-    jobs = [
-        _defer(conn, stage, f"endless {n}", task, "a", seconds=60) for n, task in enumerate(["work", "patient"] * 2)
-    ]
+    jobs = [_defer(conn, stage, f"endless {n}", ["work", "patient"][n % 2], "a", seconds=60) for n in range(_ABORTS)]
     _until(conn, stage, "status = 'doing'", jobs)
     for job in jobs:
         answer = _value(conn, "select procrastinate.cancel(%s, abort => true)", job)
@@ -151,12 +155,34 @@ def _until(conn: psycopg.Connection[Any], stage: Stage, condition: str, jobs: li
         stage.pause(0.02)
 
 
-def _leftovers(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, Any]:
+def _caught_up(conn: psycopg.Connection[Any], stage: Stage) -> int:
+    """Wait until every tick of the schedule has fired up to now, and return when that was, in seconds of the epoch."""
+    now = int(time.time())
+    query = "select extract(epoch from last_tick) > %s from procrastinate.schedules where name = 'in sql'"
+    deadline = time.monotonic() + _PATIENCE
+    while _value(conn, query, now - EVERY_SECONDS) is not True and time.monotonic() < deadline:
+        stage.pause(0.05)
+    return now
+
+
+def _left_open(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, int]:
+    """Count what the sessions of workers that live and have nothing to do still hold, a moment later, too."""
     others = "from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+    queries = {
+        "session locks": "select count(*) from pg_locks where locktype = 'advisory'",
+        "idle in transaction": f"select count(*) {others} and state like 'idle in transaction%%'",
+    }
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        found = {what: int(_value(conn, query)) for what, query in queries.items()}
+        if not any(found.values()) or time.monotonic() > deadline:
+            return found
+        stage.pause(0.05)
+
+
+def _leftovers(conn: psycopg.Connection[Any], stage: Stage) -> dict[str, Any]:
     log = stage.log()
     return {
-        "session locks": _value(conn, "select count(*) from pg_locks where locktype = 'advisory'"),
-        "idle in transaction": _value(conn, f"select count(*) {others} and state like 'idle in transaction%%'"),
         "prepared transactions": _value(conn, "select count(*) from pg_prepared_xacts"),
         "notifications": _value(conn, "select (pg_notification_queue_usage() > 0.01)::int"),
         "deadlocks": log.count("deadlock detected"),

@@ -27,7 +27,7 @@ from tests.faults import hooks
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
 from tests.faults.standby import Standby
-from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE
+from tests.faults.tasks import HEARTBEAT, LEASE, POLL, QUEUES, SCHEDULE, SHORT_POLL, WAKE, WAKES
 from tests.faults_support.gates import rewrite
 from tests.pooler import tool
 
@@ -54,11 +54,11 @@ _COMMON = {
 BACKLOG = 1000
 # In seconds; what else others do on the machine may keep it from going on with the soak.
 STALL = 1.0
-_LISTENING = {"queues": [*QUEUES, WAKE], "fetch_job_polling_interval": POLL, **_COMMON}
+_LISTENING = {"fetch_job_polling_interval": POLL, **_COMMON}
 _POLLING = {"queues": QUEUES, "fetch_job_polling_interval": SHORT_POLL, "listen_notify": False, **_COMMON}
 WORKERS: dict[str, dict[str, Any]] = {
-    "w0": {"concurrency": 20, **_LISTENING},
-    PLUGGED: {"concurrency": 10, **_LISTENING},
+    "w0": {"concurrency": 20, "queues": [*QUEUES, WAKE, WAKES["w0"]], **_LISTENING},
+    PLUGGED: {"concurrency": 10, "queues": [*QUEUES, WAKE, WAKES[PLUGGED]], **_LISTENING},
     "w2": {"concurrency": 20, **_POLLING},
     _POOLED: {"concurrency": 10, **_POLLING},
 }

@@ -24,6 +24,8 @@ GRACE = 2.0
 QUEUES = ["a", "b"]
 # Served only by workers that listen and hardly ever look without being told.
 WAKE = "wake"
+# One more for each of those.
+WAKES = {"w0": "wake w0", "w1": "wake w1"}
 # Both schedules; the one made in SQL catches up on every tick that it missed.
 EVERY = "* * * * * */3"
 EVERY_SECONDS = 3

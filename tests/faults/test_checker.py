@@ -25,6 +25,7 @@ class Story:
         self.tokens = 0
         self.state: dict[int, dict[str, Any]] = {}
         self.effects: list[tuple[str, int, int]] = []
+        self.facts: dict[str, Any] = {"schedules": (0, 3)}
         for worker in (1, 2):
             self.note("up", by=f"w{worker}", pid=worker)
             self.note("registered", by=f"w{worker}", worker=worker, pid=worker)
@@ -37,15 +38,15 @@ class Story:
         self.now += 0.01
         state = self.state[job]
         state |= changed
-        known = {k: v for k, v in state.items() if k not in ("status", "task")}
+        known = {k: v for k, v in state.items() if k not in ("status", "task", "args")}
         self.steps.append(
             Step(seq=len(self.steps) + 1, at=self.now, began=self.now - 0.001, job=job, was=was, now=now, **known)
         )
 
-    def defer(self, job: int, task: str = "quick", **more: Any) -> None:
+    def defer(self, job: int, task: str = "quick", *, fails: int = 9, **more: Any) -> None:
         key = f"key {job}"
         self.note("invoke", by="sql", jobs=[{"args": {"key": key}}])
-        self.state[job] = {"task": task, "attempts": 0, "rescues": 0, "key": key, **more}
+        self.state[job] = {"task": task, "attempts": 0, "rescues": 0, "key": key, "args": {"fails": fails}, **more}
         self.step(job, None, "todo")
         self.note("ok", by="sql", keys=[key], ids=[job])
 
@@ -65,22 +66,35 @@ class Story:
         self.step(job, None, status, attempts=state["attempts"] + 1, token=token or state["token"])
         self.final(job, status)
 
-    def final(self, job: int, status: str) -> None:
+    def final(self, job: int, status: str, error: str | None = None) -> None:
         state = self.state[job]
-        args = {"key": state["key"]}
-        self.jobs[job] = Final(id=job, status=status, task=state["task"], attempts=state["attempts"], args=args)
+        args = {"key": state["key"], **state.get("args", {})}
+        self.jobs[job] = Final(job, status, state["task"], state["attempts"], args, error)
 
     def run(self, job: int, worker: int = 1, outcome: str = "succeeded") -> int:
         token = self.claim(job, worker)
         self.end(job, worker, token, outcome)
         self.finish(job, "succeeded" if outcome == "succeeded" else "failed")
-        self.note("told", by=f"w{worker}", job=job, worker=worker, action="job_success")
+        self.note(
+            "told",
+            by=f"w{worker}",
+            job=job,
+            worker=worker,
+            action="job_success" if outcome == "succeeded" else "job_error",
+        )
         return token
 
-    def put_back(self, job: int, *, rescued: int = 1) -> None:
+    def fire(self, job: int, schedule: str, timestamp: int) -> None:
+        key = f"{schedule} {timestamp}"
+        self.state[job] = {"task": "tick", "attempts": 0, "rescues": 0, "key": key}
+        self.step(job, None, "todo")
+        self.run(job)
+        self.jobs[job] = dataclasses.replace(self.jobs[job], args={"schedule": schedule, "timestamp": timestamp})
+
+    def put_back(self, job: int, *, rescued: int = 1, **more: Any) -> None:
         state = self.state[job]
         counts = {"attempts": state["attempts"] + 1, "rescues": state["rescues"] + rescued}
-        self.step(job, "doing", "todo", **counts)
+        self.step(job, "doing", "todo", **counts, **more)
 
     def kill(self, worker: int) -> None:
         self.note("killed", name=f"w{worker}", by="stage", pid=worker)
@@ -88,7 +102,7 @@ class Story:
 
     def record(self) -> Record:
         events = sorted(self.events, key=lambda e: e["at"])
-        return Record(events, list(self.steps), dict(self.jobs), list(self.effects))
+        return Record(events, list(self.steps), dict(self.jobs), list(self.effects), dict(self.facts))
 
 
 def honest() -> Story:
@@ -121,8 +135,7 @@ def honest() -> Story:
         story.put_back(8, rescued=0)
     story.run(8)
     for n, (name, timestamp) in enumerate([("in sql", 0), ("in sql", 3), ("declared", 3)]):
-        args = {"schedule": name, "timestamp": timestamp}
-        story.jobs[90 + n] = Final(id=90 + n, status="succeeded", task="tick", attempts=0, args=args)
+        story.fire(90 + n, name, timestamp)
     story.defer(10)
     story.note("probe", key="key 10", job=10)
     story.run(10)
@@ -154,8 +167,8 @@ def rolled_back(story: Story) -> None:
     story.jobs[20] = Final(id=20, status="succeeded", task="quick", attempts=1, args={"key": "key 20"})
 
 
-def taken_for_nothing(story: Story) -> None:
-    story.now += 60
+def taken_for_nothing(story: Story, after: float = 60) -> None:
+    story.now += after
     story.defer(20)
     story.claim(20, 2)
     story.put_back(20)
@@ -317,7 +330,166 @@ def fired_twice(story: Story) -> None:
 
 
 def never_fired(story: Story) -> None:
-    story.jobs[99] = dataclasses.replace(story.jobs[91], id=99, args={"schedule": "in sql", "timestamp": 9})
+    story.facts["schedules"] = (0, 9)
+
+
+def fired_no_more(story: Story) -> None:
+    story.facts["schedules"] = (0, 9)
+    for n, timestamp in enumerate((6, 9)):
+        story.fire(96 + n, "in sql", timestamp)
+
+
+def left_running_by_a_schedule(story: Story) -> None:
+    story.fire(99, "in sql", 6)
+    story.jobs[99] = dataclasses.replace(story.jobs[99], status="doing")
+
+
+def never_run(story: Story) -> None:
+    story.defer(20)
+    story.step(20, "todo", "gone")
+    story.step(20, None, "succeeded")
+    story.final(20, "succeeded")
+
+
+def never_begun(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.events.pop()
+    story.finish(20, "failed")
+
+
+def cancelled_by_nobody(story: Story) -> None:
+    story.defer(20)
+    story.step(20, "todo", "gone")
+    story.step(20, None, "cancelled")
+    story.final(20, "cancelled")
+
+
+def aborted_by_nobody(story: Story) -> None:
+    story.defer(20)
+    story.end(20, 1, story.claim(20, 1), "CancelledError")
+    story.finish(20, "aborted")
+
+
+def failed_though_it_had_succeeded(story: Story) -> None:
+    story.defer(20)
+    story.end(20, 1, story.claim(20, 1))
+    story.finish(20, "failed")
+
+
+def not_retried(story: Story) -> None:
+    story.defer(20, "flaky", fails=1)
+    story.run(20, outcome="ValueError")
+
+
+def failed_with_its_worker(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.kill(1)
+    story.now += 3
+    story.step(20, "doing", "gone", attempts=1)
+    story.step(20, None, "failed", token=None)
+    story.final(20, "failed", "WorkerLost")
+
+
+def zombie_accepted_for_the_heir(story: Story) -> None:
+    story.defer(20)
+    late = story.claim(20, 1)
+    story.kill(1)
+    story.put_back(20)
+    story.claim(20, 2)
+    story.end(20, 1, late)
+    story.finish(20, token=late)
+
+
+def zombie_accepted_before_there_is_an_heir(story: Story) -> None:
+    story.defer(20)
+    late = story.claim(20, 1)
+    story.kill(1)
+    story.put_back(20)
+    story.end(20, 1, late)
+    story.step(20, "todo", "gone")
+    story.step(20, None, "succeeded")
+    story.final(20, "succeeded")
+
+
+def rescued_before_its_lease_was_over(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.kill(1)
+    story.put_back(20, overdue=-1.0)
+    story.run(20)
+
+
+def missed_and_yet_an_excuse(story: Story) -> None:
+    story.now += 60
+    story.note("fault", name="F3", touches=None, began=story.now, ended=story.now + 3, missed="Missed: not there")
+    taken_for_nothing(story, after=2)
+
+
+def outages_counted_twice(story: Story) -> None:
+    story.defer(20)
+    story.claim(20, 1)
+    story.kill(1)
+    for _ in range(4):
+        story.note("fault", name="F8", touches=None, began=story.now, ended=story.now + 3, missed=None)
+    story.now += 30
+    story.put_back(20)
+    story.run(20, 2)
+
+
+def run_without_a_claim(story: Story) -> None:
+    story.note("start", by="w1", job=1, token=77, key="key 1", attempts=0)
+
+
+def run_by_another_worker(story: Story) -> None:
+    story.defer(20)
+    token = story.claim(20, 1)
+    story.events[-1]["by"] = "w2"
+    story.end(20, 2, token)
+    story.finish(20)
+
+
+def token_of_the_past(story: Story) -> None:
+    story.defer(20, "flaky", fails=1)
+    token = story.claim(20, 1)
+    story.end(20, 1, token, "ValueError")
+    story.put_back(20, rescued=0)
+    story.tokens = token - 2
+    story.run(20)
+
+
+def nobodys_and_nameless(story: Story) -> None:
+    story.jobs[20] = Final(id=20, status="failed", task="quick", attempts=0)
+
+
+def swallowed(story: Story) -> None:
+    story.note("invoke", by="sql", jobs=[{"args": {"key": "key 20"}, "queueing_lock": "R"}])
+    story.note("ok", by="sql", keys=["key 20"], ids=[None])
+
+
+def refused_in_peace(story: Story) -> None:
+    story.now += 60
+    story.note("invoke", by="sql", jobs=[{"args": {"key": "key 20"}}])
+    story.note("info", by="sql", keys=["key 20"], error="OperationalError", sqlstate=None)
+
+
+def told_of_a_deadlock(story: Story) -> None:
+    story.note("fault", name="F2", touches=None, began=story.now, ended=story.now + 1, missed=None)
+    story.note("invoke", by="sql", jobs=[{"args": {"key": "key 20"}}])
+    story.note("info", by="sql", keys=["key 20"], error="DeadlockDetected", sqlstate="40P01")
+
+
+def nobody_was_told(story: Story) -> None:
+    story.events = [event for event in story.events if event["kind"] != "told"]
+
+
+def nobody_was_woken(story: Story) -> None:
+    story.facts["probes"] = 2
+
+
+def no_abort_was_heard(story: Story) -> None:
+    story.note("cancelled", by="stage", job=1, answer=None, calm=True)
 
 
 def ran_after_its_abort(story: Story) -> None:
@@ -355,7 +527,31 @@ DOCTORED: dict[Callable[[Story], None], str] = {
     stopped_late: "I10",
     not_woken: "I11",
     not_woken_for_longer_than_the_machine_stood_still: "I11",
+    nobody_was_woken: "I11",
     fired_twice: "I12",
+    fired_no_more: "I12",
+    left_running_by_a_schedule: "I10",
+    never_run: "I1",
+    never_begun: "I1",
+    cancelled_by_nobody: "I1",
+    aborted_by_nobody: "I1",
+    failed_though_it_had_succeeded: "I1",
+    not_retried: "I1",
+    failed_with_its_worker: "I1",
+    zombie_accepted_for_the_heir: "I4",
+    zombie_accepted_before_there_is_an_heir: "I1",
+    rescued_before_its_lease_was_over: "I3",
+    missed_and_yet_an_excuse: "I3",
+    outages_counted_twice: "I10",
+    run_without_a_claim: "I4",
+    run_by_another_worker: "I4",
+    token_of_the_past: "I4",
+    nobodys_and_nameless: "I2",
+    swallowed: "I9",
+    refused_in_peace: "I1",
+    told_of_a_deadlock: "I13",
+    nobody_was_told: "I5",
+    no_abort_was_heard: "I15",
     never_fired: "I12",
     ran_after_its_abort: "I15",
 }
@@ -383,7 +579,7 @@ def test_a_doctored_record_is_found_out(doctor: Callable[[Story], None], invaria
 )
 def test_what_is_left_behind_is_found(facts: dict[str, Any], invariant: str) -> None:
     record = honest().record()
-    record.facts = facts
+    record.facts |= facts
     assert check(record).broken == {invariant}
 
 
@@ -396,7 +592,8 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story = honest()
     base = copy.deepcopy(story)
     story.note("invoke", by="sql", jobs=[{"args": {"key": "key 30"}}])
-    story.note("info", by="sql", keys=["key 30"], error="lost")
+    story.note("fault", name="F6", touches=["sql"], began=story.now, ended=story.now, missed=None)
+    story.note("info", by="sql", keys=["key 30"], error="lost", sqlstate=None)
     story.state[30] = {"task": "quick", "attempts": 0, "rescues": 0, "key": "key 30"}
     story.step(30, None, "todo")
     story.run(30)
