@@ -105,6 +105,10 @@ begin
     -- what was scanned is mostly blocked: go on in larger steps, but others pass over what this holds and does not take
     v_size := greatest(v_want - cardinality(ids), least(v_size * 2, 500));
   end loop;
+  -- more are due, and there is room for them: look again with the next call
+  if scan_next[3] = 0 and cardinality(ids) < v_want then
+    scan_next[2] := 0;
+  end if;
   scan_next := procrastinate._scan_next(
     scan_next, v_lanes, v_rescan, v_seen, v_took, coalesce(v_left_rank, case when v_more then v_to_rank end), v_ms);
 end $$;
@@ -299,6 +303,7 @@ comment on function procrastinate._cut(bigint[], boolean[], int, int) is
 create or replace function procrastinate._look_at_due(scan_from bigint[], ms bigint, at timestamptz) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  c_most constant int := 250;
   v_full boolean := scan_from[3] not between ms + 1 and ms + 900;
   v_from timestamptz := '-infinity';
   v_count int;
@@ -316,16 +321,19 @@ begin
    where j.id = any (array(
      select d.id from procrastinate.job as d
       where d.state in ('s', 'h') and d.scheduled_at > v_from and d.scheduled_at <= at
-      order by d.scheduled_at, d.id limit 1000 for update skip locked));
+      order by d.scheduled_at, d.id limit c_most for update skip locked));
   get diagnostics v_count = row_count;
-  scan_from[2] := case when v_count < 1000 then ms else 0 end;
-  if v_full then
-    scan_from[3] := case when v_count < 1000 then ms + 900 else 0 end;
+  scan_from[2] := ms;
+  if v_count = c_most then
+    scan_from[3] := 0;
+  elsif v_full then
+    scan_from[3] := ms + 900;
   end if;
   return scan_from;
 end $$;
 comment on function procrastinate._look_at_due(bigint[], bigint, timestamptz) is
-'Make candidates of jobs whose time has come: every 100 ms those since the last look, every 900 ms all.';
+'Make candidates of jobs whose time has come, of any queue: every 100 ms those since the last look, every 900 ms all; no more than '
+'250, so that many which come due at once do not stop those that are ready.';
 
 create or replace function procrastinate._lanes_of(
   inout q int[], inout rank int[], inout id bigint[], taken bigint[], out left_rank int

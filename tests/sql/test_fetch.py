@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import time
 
 import pytest
 
@@ -107,6 +108,42 @@ def test_a_job_is_not_due_before_its_time(db, worker):
     assert worker.ids(9) == []
     db.advance("1 minute")
     assert worker.ids(9) == [later]
+
+
+MANY = 2000
+
+
+def many_become_due(db):
+    """Let many jobs of another queue become due, and then one of the worker's, which is returned."""
+    db.defer_many(*[{"queue": "flood", "schedule_in": "1 hour"}] * MANY)
+    mine = db.defer(queue="calm", schedule_in="61 minutes")
+    db.advance("2 hours")
+    return mine
+
+
+def test_many_that_come_due_do_not_stop_what_is_ready(db):
+    worker = db.worker(queues=["calm"])
+    db.defer_many(*[{"queue": "calm"}] * 30)
+    many_become_due(db)
+    began, scan = time.monotonic(), None
+    for _ in range(15):
+        jobs, last = worker.work(capacity=2, scan_from=scan)
+        assert len(jobs) == 2
+        scan = last.scan_next
+    looks = (time.monotonic() - began) // 0.1 + 2
+    seen = db.one("select count(*) from procrastinate.job where queue = 'flood' and state = 'r'")
+    assert 0 < seen <= 250 * looks
+
+
+def test_who_has_nothing_else_to_do_looks_at_all_that_are_due(db):
+    worker = db.worker(queues=["calm"])
+    mine = many_become_due(db)
+    fetched, scan = [], None
+    for _ in range(MANY // 250 + 2):
+        jobs, last = worker.work(capacity=5, scan_from=scan)
+        fetched += [job.id for job in jobs]
+        scan = last.scan_next
+    assert fetched == [mine]
 
 
 @pytest.mark.scenario(16)
