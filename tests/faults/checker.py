@@ -29,8 +29,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from tests.faults.history import Event
-from tests.faults.record import Record, Step
-from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE
+from tests.faults.record import Final, Record, Step
+from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE, POISON_RANK, UNKNOWN
 
 _Span = tuple[float, float]
 
@@ -153,6 +153,9 @@ class _Checker:
             # One statement takes a job from one table and puts it into the other, in either order.
             if step.now == "gone" and len(mine) > 1 and mine[-2].was is None and mine[-2].now in _FINAL:
                 mine[-2:] = [mine[-1], mine[-2]]
+        # Those that were put there, and those of which that was never heard.
+        self.poison = {id_ for e in record.of("poison") for id_ in e["ids"]}
+        self.poison |= {id_ for id_, job in record.jobs.items() if job.key is None and self._is_poison(job)}
         self._runs()
         self._transitions()
         self._waiting()
@@ -173,6 +176,10 @@ class _Checker:
         self._facts()
         self._aborts()
         self._summary()
+
+    def _is_poison(self, job: Final) -> bool:
+        steps = self.steps.get(job.id)
+        return job.task == UNKNOWN or bool(steps and steps[0].rank == POISON_RANK)
 
     def _wrong(self, invariant: str, sentence: str) -> None:
         self.report.wrong.append(f"{invariant}: {sentence}")
@@ -277,7 +284,7 @@ class _Checker:
             self.report.recovered += sum(key in by_key for key in event["keys"])
         for key in by_key.keys() - invoked:
             self._wrong("I2", f"{key} is there, and nobody deferred it")
-        known = {id_ for e in self.record.of("ok", "poison") for id_ in e["ids"]}
+        known = self.poison.union(*(e["ids"] for e in self.record.of("ok")))
         for job in self.record.jobs.values():
             if job.id not in known and job.key not in invoked and job.task != "tick":
                 self._wrong("I2", f"job {job.id}, of {job.task}, is there, and nobody deferred it")
@@ -316,13 +323,12 @@ class _Checker:
     def _outcomes(self) -> None:
         """Each job has come to what those said who ran it, or who cancelled it."""
         asked = {e["job"] for e in self.record.of("cancel", "cancelled")}
-        poison = {id_ for e in self.record.of("poison") for id_ in e["ids"]}
         for id_, job in self.record.jobs.items():
             last = self.claims[id_][-1] if self.claims[id_] else None
             finished = last is not None and last.how == "finished"
             ends = self.ended.get((id_, last.token or 0), []) if last else []
             said = [e["outcome"] for e in ends if e["kind"] == "end"]
-            replaced = job.error == "Superseded" and bool(self.steps[id_][0].queueing_lock)
+            replaced = job.error == "Superseded" and any(step.queueing_lock for step in self.steps.get(id_, [])[:1])
             fine = True
             if job.status == "succeeded":
                 # That its holder said so is seen below.
@@ -336,7 +342,7 @@ class _Checker:
                 given_up = job.error == "WorkerLost" and (id_ in asked or job.task == "crash")
                 failed = finished and any(o != "succeeded" and o not in _HEEDED for o in said)
                 mends = job.task == "flaky" and isinstance(job.args, dict) and job.args["fails"] <= FLAKY_RETRIES
-                fine = replaced or id_ in poison or given_up or (failed and not mends)
+                fine = replaced or id_ in self.poison or given_up or (failed and not mends)
             self._expect(fine, "I1", f"job {id_} is {job}, and the runs of {last} ended with {said}")
 
     def _was_stopped(self, claim: Claim | None) -> bool:
@@ -557,7 +563,8 @@ class _Checker:
         stop = min((float(e["at"]) for e in self.record.of("stop")), default=float("inf"))
         for id_, job in self.record.jobs.items():
             # Schedules go on until the last worker stops.
-            last = job.task == "tick" and job.status == "todo" and self.steps[id_][0].at > stop - EVERY_SECONDS
+            late = any(step.at > stop - EVERY_SECONDS for step in self.steps.get(id_, [])[:1])
+            last = job.task == "tick" and job.status == "todo" and late
             if job.status not in _FINAL and not last:
                 self._wrong("I10", f"job {id_}, of {job.task}, is still {job.status}")
         drained = self.record.facts.get("drained", 0.0)
@@ -574,8 +581,7 @@ class _Checker:
             self._expect(fine, "I10", f"worker {event['name']} ended by itself ({event['code']})")
         # The operator may have been faster, and the answer lost.
         cancelled = {e["job"] for e in self.record.of("cancel")}
-        poison = {id_ for e in self.record.of("poison") for id_ in e["ids"]}
-        for id_ in poison:
+        for id_ in self.poison:
             found = self.record.jobs.get(id_)
             fine = found is not None and found.status in ("failed", "cancelled" if id_ in cancelled else "failed")
             self._expect(fine, "I10", f"job {id_} cannot be run, and is {found}")

@@ -24,7 +24,7 @@ import psycopg
 
 from tests.faults import hooks
 from tests.faults.stage import MAX_CONNECTIONS, PLUGGED, WORKERS, SoakError, Stage
-from tests.faults.tasks import LEASE, QUEUES
+from tests.faults.tasks import LEASE, POISON_RANK, QUEUES, UNKNOWN
 
 # Backends of a worker's loop, and of its thread for heartbeats and notifications.
 _BACKENDS = """
@@ -485,13 +485,14 @@ class Hostile(Fault):
             ids = [
                 _value(
                     conn,
-                    "insert into procrastinate.job (task, queue, rank, args) values ('quick', %s, -9, %s) returning id",
+                    "insert into procrastinate.job (task, queue, rank, args) values ('quick', %s, %s, %s) returning id",
                     self.queue,
+                    POISON_RANK,
                     args,
                 )
                 for args in self.args
             ]
-            ids.append(_value(conn, "select procrastinate.defer('os.system', queue => %s)", self.queue))
+            ids.append(_value(conn, "select procrastinate.defer(%s, queue => %s)", UNKNOWN, self.queue))
             stage.history.write("poison", ids=ids)
 
 

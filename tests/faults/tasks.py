@@ -32,6 +32,10 @@ EVERY_SECONDS = 3
 # How often a job of "flaky" is retried, and how often one of "crash" runs, at most.
 FLAKY_RETRIES = 4
 CRASH_RUNS = 2
+# Of rows that no client could have deferred, and by which one knows them: they have no key, and whoever puts them there
+# may not hear that they are there.
+POISON_RANK = -9
+UNKNOWN = "os.system"
 SCHEDULE = f"""
 select procrastinate.schedule('in sql', 'tick', '{EVERY}', args => '{{"schedule": "in sql"}}', catch_up => 'all',
                               queue => 'b', options => '{{"timestamp": true}}')

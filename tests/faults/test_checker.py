@@ -607,7 +607,11 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story.note("exit", name="w2", by="stage", pid=2, code=-9)
     story.note("up", by="w2", pid=2)
     story.note("exit", name="w2", by="stage", pid=2, code=1)
-    # A row that cannot be run, which somebody cancelled before anybody tried.
+    # Rows that cannot be run: one that nobody was told of, and one which somebody cancelled before anybody tried.
+    story.state[34] = {"task": "quick", "attempts": 0, "rescues": 0, "rank": -9, "key": None}
+    story.step(34, None, "todo")
+    story.step(34, "todo", "doing", token=900, worker=2)
+    story.finish(34, "failed")
     story.defer(33)
     story.note("poison", by="stage", ids=[33])
     story.note("cancel", by="operator", job=33, abort=False)
