@@ -18,6 +18,10 @@
 -- what "id = any (…) and state = 'r'" may come to, in a plan made while there were next to none. "offset 0" keeps the
 -- conditions apart.
 --
+-- Whoever calls may set what the server prints of a statement, and have it sent. In a plan parameters are constants: what a
+-- client may call has debug_print_plan off where it holds a value of somebody else's job. Hooks, which may write such values
+-- into the text of a statement, have nothing of it printed.
+--
 -- Order of locks: job rows, by id and mostly with skip locked; then advisory locks in the order of their keys; then
 -- schedule rows; then the worker's own row.
 create or replace function procrastinate.now_() returns timestamptz

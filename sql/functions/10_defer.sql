@@ -240,7 +240,7 @@ create or replace function procrastinate._defer_once(
   headers jsonb, retry jsonb, at timestamptz, on_conflict text, new_id bigint
 ) returns bigint
 language plpgsql
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set debug_print_plan = off as $$
 #variable_conflict use_column
 declare
   v_state "char" := case when scheduled_at > at then 's' else 'r' end;

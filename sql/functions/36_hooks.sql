@@ -87,7 +87,8 @@ comment on function procrastinate._is_owners(regprocedure) is
 'Tell whether a function belongs to the owner of the schema, or to a superuser.';
 
 create or replace function procrastinate._call_hooks(event text, job_ids bigint[]) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+  set debug_print_plan = off set debug_print_rewritten = off set debug_print_parse = off as $$
 declare
   v_function text;
 begin

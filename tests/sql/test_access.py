@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -282,3 +284,102 @@ def test_an_observer_reads_no_value_of_a_job(db: Any, role: Any, logged_in: Any,
     assert observer.rows("select id, status, task, error_class from procrastinate.jobs")
     assert observer.rows("select jobs_count from procrastinate.count_jobs_v1('queue')")
     assert observer.rows("select name, live from procrastinate.schedules") == [("s", True)]
+
+
+# What a client makes the owner's functions print. It may call each of these, and set what is printed of a statement.
+PRINTS = (
+    "select name from pg_settings where context = 'user' and vartype = 'bool' and name ~ '^(debug|trace|log)_|print'"
+)
+PRINTING_CALLS = {
+    "protocol": ["()"],
+    "backend_v1": ["()"],
+    "now_": ["()"],
+    "cron_next": ["('* * * * *', now())"],
+    "defer": [
+        "('t', queue => 'own')",
+        "('t', queue => 'own', queueing_lock => 'q')",
+        "('t', queue => 'own', queueing_lock => 'q', on_conflict => 'ignore')",
+        "('t', queue => 'own', queueing_lock => 'q', on_conflict => 'replace')",
+    ],
+    "defer_many": [
+        '(\'[{"task": "t", "queue": "own"}]\')',
+        '(\'[{"task": "t", "queue": "own", "queueing_lock": "q"}]\')',
+        '(\'[{"task": "t", "queue": "own", "queueing_lock": "q"}]\', on_conflict => \'replace\')',
+    ],
+    "cancel": [
+        *(f"({job}, abort => {abort})" for job in ("ended", "running", "waiting") for abort in (True, False)),
+        "(waiting, delete => true)",
+    ],
+    "retry": [
+        *(f"({job})" for job in ("ended", "running", "waiting")),
+        "(ended, queue => 'own')",
+        "(running, queue => 'own')",
+    ],
+}
+READING_HOOK = """
+drop schema if exists metrics cascade;
+create schema metrics;
+create table metrics.seen (value text);
+create function metrics.note(job_ids bigint[]) returns void language plpgsql as $$
+declare
+  v_value text := (select string_agg(j.args::text || j.queue, '') from procrastinate.jobs as j);
+begin
+  insert into metrics.seen values (v_value);
+  execute format('insert into metrics.seen values (%L)', v_value);
+end $$;
+create function metrics.fail(job_ids bigint[]) returns void language plpgsql as $$
+begin
+  raise exception '%', (select string_agg(j.args::text, '') from procrastinate.jobs as j);
+end $$;
+select procrastinate.register_sql_hook(event, function)
+  from unnest('{deferred,finished}'::text[]) as event,
+       unnest('{metrics.note(bigint[]),metrics.fail(bigint[])}'::text[]) as function;
+"""
+
+
+def readable(diag: Any) -> str:
+    """Return what was printed, and as text the bytes that a plan shows of a constant."""
+    text = f"{diag.message_primary}\n{diag.message_detail}\n{diag.context}"
+    for value in set(re.findall(r"\[ ([-0-9\s]+)\]", text)):
+        text += "\n" + bytes(int(byte) & 255 for byte in re.findall(r"-?\d+", value)).decode("latin-1")
+    return text
+
+
+@pytest.mark.parametrize("queues", [None, ["own"]], ids=["all queues", "own queue"])
+def test_no_debug_setting_shows_a_client_the_job_of_another(
+    db: Any, worker: Any, role: Any, logged_in: Any, secret: str, queues: list[str] | None
+) -> None:
+    values = {"task": secret, "queue": secret, "args": {"a": secret}, "headers": {"h": secret}}
+    ids = {name: str(db.defer(lock=f"{secret} {name}", **values)) for name in ("ended", "running", "waiting", "next")}
+    worker.fail(worker.take(), error=f"{secret}Error")
+    worker.take()
+    db.defer_many(*[{"lock": f"{secret} waiting", **values}] * 2)
+    db.defer(lock=f"{secret} q", queueing_lock="q", **values)
+    assert db.status(*map(int, ids.values())) == ["failed", "doing", "todo", "todo"]
+    db.conn.execute(READING_HOOK)
+    client = logged_in(role("client", queues))
+    settings = [name for (name,) in client.rows(PRINTS)]
+    assert {"debug_print_plan", "debug_print_parse", "debug_pretty_print"} <= set(settings)
+    assert set(PRINTING_CALLS) == set(db.one("select procrastinate._functions_of('client')"))
+    notices: list[str] = []
+    client.conn.add_notice_handler(lambda diag: notices.append(readable(diag)))
+    client.conn.execute("set client_min_messages = debug5; set plan_cache_mode = force_custom_plan")
+    # pretty lines end anywhere, within a number too
+    client.conn.execute("set debug_pretty_print = off")
+    leaks = set()
+    for on in (*([name] for name in settings), settings):
+        for function, calls in PRINTING_CALLS.items():
+            for call in calls:
+                for name, job in ids.items():
+                    call = call.replace(name, job)
+                notices.clear()
+                with contextlib.suppress(psycopg.Error), client.conn.transaction(force_rollback=True):
+                    for name in on:
+                        client.conn.execute(f"set local {name} = on")
+                    client.conn.execute(f"select * from procrastinate.{function}{call}")
+                # the call itself is printed, or the rest would mean nothing
+                assert "debug_print_plan" not in on or any(notice.startswith("plan:") for notice in notices)
+                if any(secret in notice for notice in notices):
+                    leaks.add((on[0] if len(on) == 1 else "all", function + call))
+    db.conn.execute("drop schema metrics cascade")
+    assert leaks == set()
