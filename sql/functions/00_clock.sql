@@ -22,8 +22,8 @@
 -- client may call has debug_print_plan off where it holds a value of somebody else's job. Hooks, which may write such values
 -- into the text of a statement, have nothing of it printed.
 --
--- Order of locks: job rows, by id and mostly with skip locked; then advisory locks in the order of their keys; then
--- schedule rows; then the worker's own row.
+-- Order of locks: the turn of a tick, for which nobody waits; then job rows, by id and mostly with skip locked; then advisory
+-- locks in the order of their keys; then schedule rows; then the worker's own row.
 create or replace function procrastinate.now_() returns timestamptz
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select clock_timestamp() + c.clock_offset from procrastinate.config as c

@@ -15,7 +15,7 @@ begin
   select t.* into v_tick from procrastinate.tick as t;
   v_tick.next_at := procrastinate._tick_due_at(v_now);
   -- one at a time, nobody waits: whoever comes second finds it done
-  if v_tick.next_at <= v_now and pg_try_advisory_xact_lock(7043, 1) then
+  if v_tick.next_at <= v_now and procrastinate._take_turn() then
     v_done := procrastinate._part_of_tick('rescue', v_now);
     v_more := jsonb_array_length(v_done) >= 1000;
     v_failed := jsonb_path_exists(v_done, '$[*] ? (@.kind == "error")');
@@ -45,6 +45,16 @@ comment on function procrastinate.tick_v1() is
 'Do what is due by the clock: rescue the jobs of dead workers, fire schedules, apply the retention. Anybody may call it at any '
 'time, any number at once; it does nothing before it is due. Returns what it did, in rows of kind error what failed while the rest '
 'went on, and in a last row without kind when to call it next.';
+
+create or replace function procrastinate._take_turn() returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform from procrastinate.tick_turn as t for update skip locked;
+  return found;
+end $$;
+comment on function procrastinate._take_turn() is
+'Try for the turn of the only tick that works, held to the end of the transaction. A row and no advisory lock, which everybody who '
+'may connect could hold for ever.';
 
 create or replace function procrastinate._part_of_tick(part text, at timestamptz) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$

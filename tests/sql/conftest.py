@@ -34,7 +34,7 @@ declare
 begin
   for t in select c.oid from pg_class as c
             where c.relnamespace = 'procrastinate'::regnamespace and c.relkind = 'r'
-              and c.relname not in ('migration', 'protocol_range', 'config', 'tick') loop
+              and c.relname not in ('migration', 'protocol_range', 'config', 'tick', 'tick_turn') loop
     if pg_relation_size(t) > 1000000 then
       execute format('truncate %s cascade', t);
     else

@@ -383,3 +383,22 @@ def test_no_debug_setting_shows_a_client_the_job_of_another(
                     leaks.add((on[0] if len(on) == 1 else "all", function + call))
     db.conn.execute("drop schema metrics cascade")
     assert leaks == set()
+
+
+def test_whoever_may_only_connect_stops_no_tick(db: Any, role: Any, logged_in: Any, worker: Any, session: Any) -> None:
+    nobody = logged_in(role())
+    nobody.conn.execute("select pg_advisory_lock(7043, 1)")
+    for statement in ("lock table procrastinate.tick_turn", "select from procrastinate.tick_turn for update"):
+        with db.refused("42501"), nobody.conn.transaction():
+            nobody.conn.execute(statement)
+    job = db.defer()
+    worker.take()
+    db.call("schedule", name="s", task="t", cron="* * * * *")
+    db.advance("1 hour")
+    other = session(autocommit=False)
+    assert [row.kind for row in other.call("tick_v1")] == ["rescued", "scheduled", None]
+    # nor by any other name that is free to all
+    locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+    assert other.one(locks) == 0
+    other.conn.commit()
+    assert db.status(job) == "todo"
