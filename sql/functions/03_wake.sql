@@ -13,9 +13,20 @@ begin
   then
     return;
   end if;
-  perform pg_notify('procrastinate_v1', 'q' || left(encode(sha256(convert_to(u.q, 'UTF8')), 'hex'), 8))
-     from (select distinct unnest(_wake.queues)) as u(q)
-     join procrastinate.config as c on c.notify;
+  perform procrastinate._notify('q' || left(encode(sha256(convert_to(u.q, 'UTF8')), 'hex'), 8))
+     from (select distinct unnest(_wake.queues)) as u(q);
 end $$;
 comment on function procrastinate._wake(text[]) is
 'Tell workers that jobs of these queues may be ready. A hint only: what is true, a worker reads in the database.';
+
+create or replace function procrastinate._notify(payload text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  -- The queue of notifications is the server's. Whoever may connect to any of its databases can fill it, and each NOTIFY then
+  -- fails the transaction it is in. Workers that hear nothing look from time to time, so a job that starts later is all that is
+  -- lost; and half is enough: the server itself warns from there on.
+  select pg_notify('procrastinate_v1', payload)
+    from procrastinate.config as c
+   where c.notify and pg_notification_queue_usage() < 0.5
+$$;
+comment on function procrastinate._notify(text) is
+'Send a notification to workers, unless that is turned off, or the queue of notifications is half full.';

@@ -18,7 +18,7 @@ begin
       update procrastinate.job as j set abort_requested = true where j.id = job_id;
       insert into procrastinate.event (job_id, worker_id, at, type) values (job_id, v_job.worker_id, v_now, 'abort_requested');
     end if;
-    perform pg_notify('procrastinate_v1', 'a') from procrastinate.config as c where c.notify;
+    perform procrastinate._notify('a');
     return 'abort_requested';
   end if;
   if delete then

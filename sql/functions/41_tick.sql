@@ -101,7 +101,7 @@ begin
   update procrastinate.tick as t set next_at = due where t.next_at > due;
   if found then
     -- a heartbeat is what tells workers when the next tick is due
-    perform pg_notify('procrastinate_v1', 'a') from procrastinate.config as c where c.notify;
+    perform procrastinate._notify('a');
   end if;
 end $$;
 comment on function procrastinate._tick_by(timestamptz) is 'See that tick_v1 is called by this time.';

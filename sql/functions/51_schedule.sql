@@ -41,7 +41,7 @@ begin
          end
    where s.name = schedule.name;
   -- by their heartbeats workers learn when the next tick is due
-  perform pg_notify('procrastinate_v1', 'a') from procrastinate.config as c where c.notify;
+  perform procrastinate._notify('a');
 end $$;
 comment on function procrastinate.schedule(text, text, text, text, jsonb, text, interval, text, int, text, text, boolean, jsonb) is
 'Defer a job of this task at each time of a cron expression, from now on; replaces the schedule of this name. Of ticks missed, '
