@@ -257,13 +257,14 @@ begin
     if v_id is not null then
       return v_id;
     end if;
-    if on_conflict = 'replace' then
+    select j.* into v_old from procrastinate.job as j
+     where j.queueing_lock = _defer_once.queueing_lock and j.state <> 'x';
+    if on_conflict = 'replace' and v_old.id is not null then
+      -- before its row is held, and below once more, for what it is then
+      perform procrastinate._check_queues(array[v_old.queue]);
       select j.* into v_old from procrastinate.job as j
        where j.queueing_lock = _defer_once.queueing_lock and j.state <> 'x'
          for update;
-    else
-      select j.* into v_old from procrastinate.job as j
-       where j.queueing_lock = _defer_once.queueing_lock and j.state <> 'x';
     end if;
     if v_old.id is not null then
       if on_conflict = 'raise' then

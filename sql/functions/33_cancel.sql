@@ -8,8 +8,10 @@ declare
   v_now timestamptz := procrastinate.now_();
 begin
   perform procrastinate._check_keys('options', options, '{}');
-  select j.* into v_job from procrastinate.job as j where j.id = job_id for update;
-  if v_job.id is null or (v_job.state = 'x' and not abort) then
+  -- Whose queue is closed to the caller, or who only looks, holds no row: a worker's outcome would be refused meanwhile.
+  perform procrastinate._check_queues(array[j.queue]) from procrastinate.job as j where j.id = job_id;
+  select j.* into v_job from procrastinate.job as j where j.id = job_id and (abort or j.state <> 'x') for update;
+  if v_job.id is null then
     return null;
   end if;
   perform procrastinate._check_queues(array[v_job.queue]);

@@ -15,6 +15,11 @@ begin
   perform procrastinate._check_name('queue', retry.queue, 128);
   perform procrastinate._check_name('lock', retry.lock, 512);
   perform procrastinate._check_priority(priority);
+  -- before any row is held: where the queue is closed to the caller, a worker's outcome would be refused meanwhile
+  perform procrastinate._check_queues(array[k.queue, coalesce(retry.queue, k.queue)])
+     from (select j.queue from procrastinate.job as j where j.id = job_id
+           union all
+           select d.queue from procrastinate.done as d where d.id = job_id) as k;
   if procrastinate._retry_running(job_id, v_at, -priority, retry.queue, retry.lock, v_now) then
     return true;
   end if;

@@ -99,9 +99,11 @@ def test_it_cancels_and_retries_there_only(db: Any, shop: Any, worker: Any) -> N
     refused(db, lambda: shop.value("cancel", job_id=waiting))
     refused(db, lambda: shop.value("cancel", job_id=waiting, delete=True))
     refused(db, lambda: shop.value("cancel", job_id=running, abort=True))
+    refused(db, lambda: shop.value("cancel", job_id=running))
     refused(db, lambda: shop.value("retry", job_id=ended))
     refused(db, lambda: shop.value("retry", job_id=ended, queue="shop"))
     refused(db, lambda: shop.value("retry", job_id=running, queue="shop"))
+    refused(db, lambda: shop.value("retry", job_id=waiting))
     assert [db.job(job).status for job in (ended, running, waiting)] == ["succeeded", "doing", "todo"]
     assert db.job(running).abort_requested is False
 
@@ -110,6 +112,23 @@ def test_it_cancels_and_retries_there_only(db: Any, shop: Any, worker: Any) -> N
     refused(db, lambda: shop.value("retry", job_id=own, queue="bank"))
     assert shop.value("retry", job_id=own, queue="mail") is True
     assert db.job(own).queue == "mail"
+
+
+def test_it_takes_no_lock_of_a_job_of_another_queue(db: Any, shop: Any, worker: Any, session: Any) -> None:
+    """Where it did, it would wait here, and elsewhere have a worker's outcome refused."""
+    ended, running, waiting = (db.defer(queue="bank", queueing_lock=name) for name in "abc")
+    jobs = worker.fetch(2)
+    worker.finish(jobs[0])
+    holder = session(autocommit=False)
+    assert holder.rows("select id from procrastinate.job order by id for update") == [(running,), (waiting,)]
+    assert holder.rows("select id from procrastinate.done for update") == [(ended,)]
+    shop.conn.execute("set lock_timeout = '100ms'")
+    for job in (running, waiting):
+        refused(db, lambda job=job: shop.value("cancel", job_id=job))
+        refused(db, lambda job=job: shop.value("cancel", job_id=job, abort=True))
+    for job in (ended, running, waiting):
+        refused(db, lambda job=job: shop.value("retry", job_id=job))
+    refused(db, lambda: shop.defer(queue="shop", queueing_lock="c", on_conflict="replace"))
 
 
 def test_rights_add_up_over_memberships(db: Any, role: Any, logged_in: Any) -> None:

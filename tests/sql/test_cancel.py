@@ -82,6 +82,16 @@ def test_a_running_job_is_left_alone_unless_an_abort_is_asked_for(db, worker, op
     assert (db.job(job_id), worker.heartbeat().abort) == (before, [])
 
 
+def test_whoever_leaves_a_running_job_alone_is_not_in_its_workers_way(db, worker, session):
+    job_id = db.defer()
+    job = worker.take()
+    other = session(autocommit=False)
+    assert other.cancel(job_id) is None
+    assert worker.succeed(job).verdict == "ok"
+    other.conn.rollback()
+    assert db.status(job_id) == "succeeded"
+
+
 @pytest.mark.parametrize("delete", [False, True])
 def test_a_running_job_is_asked_to_stop_and_goes_on_until_it_does(db, worker, delete):
     job_id = db.defer()
