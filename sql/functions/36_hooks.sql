@@ -63,10 +63,28 @@ begin
     raise exception 'the hook belongs to another role' using errcode = '42501',
       hint = 'Whoever may replace it would get the rights of the owner of the schema, so it must belong to that role.';
   end if;
+  perform procrastinate._check_hook_path(v_function);
   return procrastinate._hook_name(v_function);
 end $$;
 comment on function procrastinate._hook_function(text) is
 'Return the name of a function that may be a hook, with schema and arguments; raise 42883, 22023 or 42501 for any other.';
+
+create or replace function procrastinate._check_hook_path(function regprocedure) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  -- They do so in any path that does not name them. Whoever calls may make one, by the name of a table that the hook writes, with
+  -- a trigger that then has the rights of the owner.
+  if exists (
+    select from pg_proc as p, unnest(p.proconfig) as c (setting)
+     where p.oid = function and c.setting like 'search\_path=%'
+       and (c.setting !~ '[=,]\s*("pg_temp"|pg_temp)$' or c.setting ~* 'pg_temp.*pg_temp')
+  ) then
+    raise exception 'temporary tables of a session come before those of the hook' using errcode = '22023',
+      hint = 'Let its search_path end in pg_temp, and name that only there.';
+  end if;
+end $$;
+comment on function procrastinate._check_hook_path(regprocedure) is
+'Raise 22023 for a function with a search_path of its own that does not put pg_temp last.';
 
 create or replace function procrastinate._hook_name(function regprocedure) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -132,6 +150,7 @@ begin
   if not procrastinate._is_owners(to_regprocedure(function)) then
     raise exception 'the function is gone, or belongs to another role' using errcode = 'undefined_function';
   end if;
+  perform procrastinate._check_hook_path(to_regprocedure(function));
   perform set_config('procrastinate.in_hook', 'on', true);
   execute format('select %s($1)', left(function, -length('(bigint[])'))) using job_ids;
   perform set_config('procrastinate.in_hook', '', true);

@@ -374,12 +374,60 @@ def test_a_hook_that_changes_the_session_has_failed(db, clean, session, body):
 def test_settings_of_a_hooks_own_are_no_failure(db, clean):
     db.conn.execute("""
         create function metrics.own(job_ids bigint[]) returns void language sql
-        set search_path = metrics set lock_timeout = '1ms' set statement_timeout = '1s'
+        set search_path = metrics, pg_temp set lock_timeout = '1ms' set statement_timeout = '1s'
         as 'insert into seen (ids) values (job_ids)'""")
     db.value("register_sql_hook", event="deferred", function="metrics.own(bigint[])")
     job_id = db.defer()
     assert db.one("select ids from metrics.seen") == [job_id]
     assert hook(db).failures == 0
+
+
+OWN_PATH = "create or replace function metrics.own(job_ids bigint[]) returns void language sql {} as 'select'"
+TABLES_FIRST = "temporary tables of a session come before those of the hook"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "metrics",
+        "''",
+        "pg_temp, metrics",
+        "metrics, 'x, pg_temp'",
+        "metrics, pg_temporary",
+        "pg_temp, metrics, pg_temp",
+        "'pg_temp', metrics, pg_temp",
+        "pg_temp_3, metrics, pg_temp",
+        "from current",
+    ],
+)
+def test_a_hook_in_whose_path_temporary_tables_come_first_is_refused(db, clean, path):
+    """A client would have one of its own there, with a trigger that runs as the owner."""
+    db.conn.execute("set search_path = metrics")
+    db.conn.execute(OWN_PATH.format(f"set search_path {'=' if path != 'from current' else ''} {path}"))
+    db.conn.execute("reset search_path")
+    with db.refused("22023", TABLES_FIRST, hint="pg_temp"):
+        db.value("register_sql_hook", event="deferred", function="metrics.own(bigint[])")
+
+
+@pytest.mark.parametrize(
+    "path", ["pg_temp", "metrics, pg_temp", 'metrics, public, "pg_temp"', "'', 'pg_temp'", "from current"]
+)
+def test_a_hook_in_whose_path_they_come_last_is_none_of_those(db, clean, path):
+    db.conn.execute("set search_path = metrics,pg_temp")
+    db.conn.execute(OWN_PATH.format(f"set search_path {'=' if path != 'from current' else ''} {path}"))
+    db.conn.execute("reset search_path")
+    db.value("register_sql_hook", event="deferred", function="metrics.own(bigint[])")
+    db.defer()
+    assert hook(db).failures == 0
+
+
+def test_a_hook_that_is_given_such_a_path_later_is_not_called(db, clean):
+    db.conn.execute(HOOK.format(event="deferred"))
+    db.value("register_sql_hook", event="deferred", function="metrics.deferred(bigint[])")
+    db.conn.execute("alter function metrics.deferred set search_path = metrics")
+    db.defer()
+    assert hook(db).last_error == f"22023 {TABLES_FIRST}"
+    assert db.rows("select * from metrics.seen") == []
 
 
 def test_a_hook_that_takes_long_has_failed(db, clean):
