@@ -19,8 +19,8 @@
 -- conditions apart.
 --
 -- Whoever calls may set what the server prints of a statement, and have it sent. In a plan parameters are constants: what a
--- client may call has debug_print_plan off where it holds a value of somebody else's job. Hooks, which may write such values
--- into the text of a statement, have nothing of it printed.
+-- client may call has debug_print_plan off where it holds a value of somebody else's job, and sends nothing below a notice,
+-- as what auto_explain says where that is loaded. Hooks may write such values into the text of a statement: nothing is printed.
 --
 -- Order of locks: the turn of a tick, for which nobody waits; then job rows, by id and mostly with skip locked; then advisory
 -- locks in the order of their keys; then schedule rows; then the worker's own row.

@@ -240,7 +240,8 @@ create or replace function procrastinate._defer_once(
   headers jsonb, retry jsonb, at timestamptz, on_conflict text, new_id bigint
 ) returns bigint
 language plpgsql
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set debug_print_plan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set debug_print_plan = off set client_min_messages = notice as $$
 #variable_conflict use_column
 declare
   v_state "char" := case when scheduled_at > at then 's' else 'r' end;

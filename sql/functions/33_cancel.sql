@@ -2,7 +2,8 @@ create or replace function procrastinate.cancel(
   job_id bigint, abort boolean default false, delete boolean default false, options jsonb default '{}'
 ) returns text
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set debug_print_plan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set debug_print_plan = off set client_min_messages = notice as $$
 declare
   v_job procrastinate.job;
   v_now timestamptz := procrastinate.now_();

@@ -3,7 +3,8 @@ create or replace function procrastinate.retry(
   queue text default null, lock text default null, options jsonb default '{}'
 ) returns boolean
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off set debug_print_plan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  set debug_print_plan = off set client_min_messages = notice as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := procrastinate.now_();

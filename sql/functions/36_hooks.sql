@@ -106,7 +106,7 @@ comment on function procrastinate._is_owners(regprocedure) is
 
 create or replace function procrastinate._call_hooks(event text, job_ids bigint[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
-  set debug_print_plan = off set debug_print_rewritten = off set debug_print_parse = off as $$
+  set debug_print_plan = off set debug_print_rewritten = off set debug_print_parse = off set client_min_messages = notice as $$
 declare
   v_function text;
 begin

@@ -364,9 +364,10 @@ def readable(diag: Any) -> str:
     return text
 
 
+@pytest.mark.parametrize("explained", [False, True], ids=["debug settings", "auto_explain"])
 @pytest.mark.parametrize("queues", [None, ["own"]], ids=["all queues", "own queue"])
-def test_no_debug_setting_shows_a_client_the_job_of_another(
-    db: Any, worker: Any, role: Any, logged_in: Any, secret: str, queues: list[str] | None
+def test_nothing_that_is_printed_shows_a_client_the_job_of_another(
+    db: Any, worker: Any, role: Any, logged_in: Any, secret: str, queues: list[str] | None, explained: bool
 ) -> None:
     values = {"task": secret, "queue": secret, "args": {"a": secret}, "headers": {"h": secret}}
     ids = {name: str(db.defer(lock=f"{secret} {name}", **values)) for name in ("ended", "running", "waiting", "next")}
@@ -376,9 +377,21 @@ def test_no_debug_setting_shows_a_client_the_job_of_another(
     db.defer(lock=f"{secret} q", queueing_lock="q", **values)
     assert db.status(*map(int, ids.values())) == ["failed", "doing", "todo", "todo"]
     db.conn.execute(READING_HOOK)
-    client = logged_in(role("client", queues))
-    settings = [name for (name,) in client.rows(PRINTS)]
-    assert {"debug_print_plan", "debug_print_parse", "debug_pretty_print"} <= set(settings)
+    client_role = role("client", queues)
+    client = logged_in(client_role)
+    settings = [[name] for (name,) in client.rows(PRINTS)]
+    settings.append([name for (name,) in settings])
+    if explained:
+        settings = [[]]
+        client.conn.execute("set session authorization default")
+        try:
+            client.conn.execute("load 'auto_explain'")
+        except psycopg.errors.UndefinedFile:
+            pytest.skip("needs auto_explain")
+        for name, value in ("log_min_duration", "0"), ("log_nested_statements", "on"), ("log_verbose", "on"):
+            client.conn.execute(f"set auto_explain.{name} = {value}")
+        client.conn.execute(f"set session authorization {client_role}")
+    assert {"debug_print_plan", "debug_print_parse", "debug_pretty_print"} <= set(settings[-1]) or explained
     assert set(PRINTING_CALLS) == set(db.one("select procrastinate._functions_of('client')"))
     notices: list[str] = []
     client.conn.add_notice_handler(lambda diag: notices.append(readable(diag)))
@@ -386,7 +399,7 @@ def test_no_debug_setting_shows_a_client_the_job_of_another(
     # pretty lines end anywhere, within a number too
     client.conn.execute("set debug_pretty_print = off")
     leaks = set()
-    for on in (*([name] for name in settings), settings):
+    for on in settings:
         for function, calls in PRINTING_CALLS.items():
             for call in calls:
                 for name, job in ids.items():
@@ -397,11 +410,21 @@ def test_no_debug_setting_shows_a_client_the_job_of_another(
                         client.conn.execute(f"set local {name} = on")
                     client.conn.execute(f"select * from procrastinate.{function}{call}")
                 # the call itself is printed, or the rest would mean nothing
-                assert "debug_print_plan" not in on or any(notice.startswith("plan:") for notice in notices)
+                assert "debug_print_plan" not in on or any("plan:" in notice for notice in notices)
                 if any(secret in notice for notice in notices):
-                    leaks.add((on[0] if len(on) == 1 else "all", function + call))
+                    leaks.add((*on, function + call))
     db.conn.execute("drop schema metrics cascade")
     assert leaks == set()
+
+
+def test_nor_is_it_printed_to_the_log(db: Any) -> None:
+    """What is not sent would still be written down there."""
+    printing = db.rows("""
+        select p.proname from pg_proc as p
+         where p.pronamespace = 'procrastinate'::regnamespace and 'client_min_messages=notice' = any (p.proconfig)
+           and 'debug_print_plan=off' <> all (p.proconfig)
+    """)
+    assert printing == []
 
 
 def test_whoever_may_only_connect_stops_no_tick(db: Any, role: Any, logged_in: Any, worker: Any, session: Any) -> None:
