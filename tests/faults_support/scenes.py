@@ -58,8 +58,8 @@ def value(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
 
 
 def _defer(conn: psycopg.Connection[Any], scene: Scene, name: str, **more: Any) -> None:
-    names = ", ".join(f"{n} => %s" for n in more)
-    scene.jobs[name] = value(conn, f"select procrastinate.defer('t', {names})", *more.values())
+    names = "".join(f", {n} => %s" for n in more)
+    scene.jobs[name] = value(conn, f"select procrastinate.defer('t'{names})", *more.values())
 
 
 def _claim(conn: psycopg.Connection[Any], scene: Scene, worker: str, count: int = 1) -> None:
@@ -70,8 +70,12 @@ def _claim(conn: psycopg.Connection[Any], scene: Scene, worker: str, count: int 
 
 
 def held(conn: psycopg.Connection[Any]) -> Scene:
-    """One runs; behind it a candidate, two that line up, one better than it, one that came back."""
+    """One runs; behind it a candidate, two that line up, one better, one that came back; one is alone, one ended."""
     scene = _clear(conn)
+    _defer(conn, scene, "ended")
+    _claim(conn, scene, "c")
+    _finish_all(conn)
+    del scene.tokens["ended"]
     _defer(conn, scene, "later", lock="L", priority=2, retry=json.dumps({"wait": 3600}))
     _claim(conn, scene, "c")
     conn.execute(
@@ -93,6 +97,7 @@ def held(conn: psycopg.Connection[Any]) -> Scene:
     _defer(conn, scene, "better", lock="L", priority=5)
     _defer(conn, scene, "unique", lock="L", queueing_lock="unique")
     _defer(conn, scene, "other", lock="M", priority=-9)
+    _defer(conn, scene, "alone", priority=-1)
     # the worker of the running job has been silent for too long
     conn.execute(
         "update procrastinate.worker set heartbeat_at = '2001-01-01', idle_at = '2001-01-01' where id = %s",
@@ -122,7 +127,7 @@ def free(conn: psycopg.Connection[Any]) -> Scene:
 
 
 def fresh(conn: psycopg.Connection[Any]) -> Scene:
-    """Nobody has looked at the lock yet: two candidates, and one that lines up; a job has ended."""
+    """Nobody has looked at the lock yet: two candidates, one that lines up, and one alone; a job has ended."""
     scene = _clear(conn)
     _defer(conn, scene, "running", lock="L", queueing_lock="running")
     _claim(conn, scene, "a")
@@ -135,6 +140,7 @@ def fresh(conn: psycopg.Connection[Any]) -> Scene:
     scene.jobs |= {"second": second, "fourth": fourth}
     scene.attempts = 1
     _defer(conn, scene, "better", lock="L", priority=5, queueing_lock="unique")
+    _defer(conn, scene, "alone", priority=-1)
     return scene
 
 
@@ -214,6 +220,7 @@ OTHERS: dict[str, Operation] = {
     "register": _call(
         f"select procrastinate.register_worker_v1('d', tasks => '{{\"t\": {{}}}}', schedules => '{_SCHEDULE}')"
     ),
+    "bring back": _call("select procrastinate.retry(%s)", "ended"),
     "purge": _call(f"select procrastinate.purge('-1 hour', {_ALL})"),
     "register task": _call("select procrastinate.register_task('t', priority => 2)"),
     "schedule": _call("select procrastinate.schedule('s', 't', '* * * * *')"),
