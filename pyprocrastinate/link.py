@@ -18,8 +18,9 @@ from pyprocrastinate.wires import Wire, WorkerConnector
 
 T = TypeVar("T")
 
-# What the server may answer a statement that will do as it is a little later.
-_PASSING = ("08", "25006", "40", "53", "55P03", "57", "58")
+# What the server may answer a statement that will do as it is a little later. 54000 is what a commit gets while the
+# queue of notifications is full.
+_PASSING = ("08", "25006", "40", "53", "54000", "55P03", "57", "58")
 _LONGEST_PAUSE = 5.0
 
 

@@ -19,7 +19,12 @@ SOON = 3.0
 class Wire:
     closed = False
 
+    def __init__(self, refusals: list[str]) -> None:
+        self.refusals = refusals
+
     async def call(self, call: str) -> str:
+        if self.refusals:
+            raise psycopg.errors.lookup(self.refusals.pop())
         return f"done: {call}"
 
     async def close(self) -> None: ...
@@ -28,9 +33,14 @@ class Wire:
 
 
 class Connector:
-    """Refuses to connect until `there` is set; with `silent`, it does not answer at all."""
+    """
+    Refuses to connect until `there` is set; with `silent`, it does not answer at all.
+
+    Once connected, it answers first calls with the SQLSTATEs in `refusals`.
+    """
 
     def __init__(self) -> None:
+        self.refusals: list[str] = []
         self.there = self.silent = False
         self.tried = asyncio.Event()
 
@@ -40,7 +50,7 @@ class Connector:
             await asyncio.Event().wait()
         if not self.there:
             raise psycopg.OperationalError("the database is away")
-        return Wire()
+        return Wire(self.refusals)
 
 
 @pytest.fixture
@@ -98,3 +108,20 @@ async def test_a_database_that_is_away_is_given_up_at_the_limit(link: Link, conn
     link.limit(0.1)
     with pytest.raises(Unreachable):
         await asyncio.wait_for(call, SOON)
+
+
+@pytest.mark.parametrize("sqlstate", ["08006", "25006", "40001", "40P01", "53300", "54000", "55P03", "57P03", "58030"])
+async def test_what_passes_is_tried_again(
+    link: Link, connector: Connector, monkeypatch: pytest.MonkeyPatch, sqlstate: str
+) -> None:
+    monkeypatch.setattr(module, "backoff", lambda _: 0.0)
+    connector.there, connector.refusals = True, [sqlstate]
+    assert await asyncio.wait_for(calling(link), SOON) == "done: finish"
+
+
+@pytest.mark.parametrize("sqlstate", ["22023", "42501", "42883", "54001", "XX000"])
+async def test_what_does_not_pass_is_raised(link: Link, connector: Connector, sqlstate: str) -> None:
+    connector.there, connector.refusals = True, [sqlstate]
+    with pytest.raises(psycopg.Error) as raised:
+        await asyncio.wait_for(calling(link), SOON)
+    assert raised.value.sqlstate == sqlstate
