@@ -47,6 +47,8 @@ CONCURRENCY = 8
 SHARING = 5
 TICKS = 2
 PATIENCE = 60.0
+# It runs on any server, and the way there may be a pooler that has no memory for prepared statements.
+PREPARE_NOTHING: dict[str, Any] = {"prepare_threshold": None}
 DEFER = """\
 select procrastinate.defer('demo.count_file', jsonb_build_object('path', path), queue => %s)
   from unnest(%s::text[]) as path"""
@@ -138,7 +140,7 @@ class Demo:
         self.conninfo = conninfo
         self.files = files
         self.queue = f"demo-{secrets.token_hex(3)}"
-        self.app = App(connector=PsycopgConnector(conninfo))
+        self.app = App(connector=PsycopgConnector(conninfo, kwargs=PREPARE_NOTHING))
         self.app.add_tasks_from(tasks, namespace="")
         every_second = self.app.periodic(cron="* * * * * *", periodic_id=self.queue, queue=self.queue, priority=2)
         every_second(tick)
@@ -155,7 +157,7 @@ class Demo:
     def run(self) -> None:
         """Defer the jobs, have them run, and tell what became of them."""
         connect = psycopg.Connection[Any].connect
-        with connect(self.conninfo, autocommit=True, row_factory=namedtuple_row) as self.conn:
+        with connect(self.conninfo, autocommit=True, row_factory=namedtuple_row, **PREPARE_NOTHING) as self.conn:
             with self.app.open():
                 self.prepare()
                 self.defer()
