@@ -53,12 +53,8 @@ class Describer:
 
     def gather(self, runs: Sequence[Run]) -> Outcomes:
         plain = [run for run in runs if run.described is None]
-        return Outcomes(
-            ids=[run.id for run in plain],
-            tokens=[run.token for run in plain],
-            described=[run.described for run in runs if run.described is not None],
-            keep=self._keep_success,
-        )
+        described = [run.described for run in runs if run.described is not None]
+        return Outcomes([run.id for run in plain], [run.token for run in plain], described, self._keep_success)
 
     def _describe(self, run: Run) -> str:
         details: dict[str, Any] = {}

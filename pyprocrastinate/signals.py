@@ -48,6 +48,5 @@ def stop_on_signals(stop: Callable[[], None], logger: logging.Logger) -> Iterato
 
 def _is_pythons(handler: Any) -> bool:
     """Tell Python's and asyncio's own SIGINT handlers, which only raise or cancel, from a program's."""
-    return handler in (None, signal.default_int_handler) or "asyncio" in getattr(
-        getattr(handler, "func", None), "__module__", ""
-    )
+    module = getattr(getattr(handler, "func", None), "__module__", "")
+    return handler in (None, signal.default_int_handler) or "asyncio" in module

@@ -179,6 +179,5 @@ class Worker:
             except asyncio.CancelledError:
                 shift.abort_running()
         if error := work.exception():
-            self.logger.error(
-                "The worker failed while it stopped", exc_info=error, extra={"action": "stop_worker_error"}
-            )
+            extra = {"action": "stop_worker_error"}
+            self.logger.error("The worker failed while it stopped", exc_info=error, extra=extra)
