@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyprocrastinate import exceptions, operations, payload
 from pyprocrastinate.job_context import AbortReason
-from pyprocrastinate.jobs import Job
+from pyprocrastinate.jobs import Job, plain, printed
 from pyprocrastinate.middleware import around
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Run:
     @property
     def job(self) -> Job:
         if self._job is None:
-            job_id, _, task, queue, _, _, attempts, priority, lock, queueing_lock, due, deferred, aborted = self.claim[
-                :13
-            ]
+            job_id, _, task, queue, _, _, attempts, priority, lock, queueing_lock, due, deferred, abort, *_ = self.claim
             self._job = Job(
                 id=job_id,
                 status="doing",
@@ -89,7 +87,7 @@ class Run:
                 task_kwargs=self.kwargs,
                 scheduled_at=operations.moment(due),
                 attempts=attempts,
-                abort_requested=aborted,
+                abort_requested=abort,
                 worker_id=self.worker_id,
                 headers=self.headers,
                 deferred_at=operations.moment(deferred),
@@ -107,11 +105,10 @@ class Run:
 
     def conclude(self) -> None:
         """Name how the user's code ended."""
+        cancelled = self.reason and isinstance(self.error, asyncio.CancelledError)
         if self.error is None:
             self.outcome = "succeeded"
-        elif isinstance(self.error, exceptions.JobAborted) or (
-            self.reason and isinstance(self.error, asyncio.CancelledError)
-        ):
+        elif cancelled or isinstance(self.error, exceptions.JobAborted):
             self.outcome = "aborted"
         else:
             self.outcome = "failed"
@@ -233,6 +230,9 @@ class Execution:
             # A coroutine cannot raise StopIteration.
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             run.error = error.__cause__ if stopped else error
+            if type(error) is TypeError and not all(printed(key, str).isprintable() for key in run.kwargs):
+                # Python quotes a keyword that a function does not take as it is, and whoever defers chooses it.
+                error.args = (plain(printed(error, str)),)
         run.ended_at = monotonic()
         if run.error is not None:
             run.error.__traceback__ = _of_user(run.error.__traceback__)

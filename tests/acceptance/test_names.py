@@ -139,6 +139,43 @@ async def test_a_name_that_nobody_knows_imports_nothing(dsn: str, lines: Any, co
     assert set(sys.modules) - before == set()
 
 
+async def test_a_keyword_that_no_task_takes_forges_no_line(
+    dsn: str, conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="pyprocrastinate")
+    app = App(connector=PsycopgConnector(conninfo=dsn))
+    forged = "x\nCRITICAL:root:FORGED\x1b[31m"
+    plain = r"x\nCRITICAL:root:FORGED\x1b[31m"
+    ran: list[dict[str, Any]] = []
+
+    @app.task(name="coroutine")
+    async def coroutine() -> None: ...
+
+    @app.task(name="function", pass_context=True)
+    def function(context: Any) -> None: ...
+
+    @app.task(name="wrapper")
+    async def wrapper(**kwargs: Any) -> None:
+        await coroutine(**kwargs)
+
+    @app.task(name="any")
+    async def takes_any(**kwargs: Any) -> None:
+        ran.append(kwargs)
+
+    for name in ("coroutine", "function", "wrapper", "any"):
+        conn.execute("select procrastinate.defer(%s, %s)", [name, json.dumps({forged: 1})])
+    async with app.open_async():
+        await app.run_worker_async(wait=False, install_signal_handlers=False)
+    assert ran == [{forged: 1}]
+    assert [line for line in caplog.text.split("\n") if not line.isprintable() or line.startswith("CRITICAL")] == []
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [(type(error), plain in str(error)) for error in errors] == [(TypeError, True)] * 3
+    stored = conn.execute(
+        "select error ->> 'message', error ->> 'traceback' from procrastinate.done where error is not null"
+    )
+    assert [(plain in message, forged in message + traceback) for message, traceback in stored] == [(True, False)] * 3
+
+
 @everyone
 def test_the_command_shows_a_name_on_one_line(dsn: str, conn: Connection, monkeypatch: Any, name: str) -> None:
     monkeypatch.setenv("PROCRASTINATE_DSN", dsn)
