@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import selectors
 import threading
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -155,7 +157,7 @@ class SyncPsycopgConnector(BaseConnector):
         if not self._conninfo and _ADDRESS & self._kwargs.keys():
             return ""
         if self._resolved is None:
-            self._resolved = embedded.resolve(self._conninfo)
+            self._resolved = _readable(embedded.resolve(self._conninfo))
         return self._resolved.conninfo
 
     def _leave(self) -> None:
@@ -253,6 +255,16 @@ class PsycopgConnector(SyncPsycopgConnector):
         return {"prepare_threshold": 0, **given, "client_encoding": "utf8"}
 
 
+def _readable(resolved: embedded.Resolved) -> embedded.Resolved:
+    """Return it, or refuse it in our own words: those of libpq quote what may be a part of the password."""
+    with suppress(psycopg.ProgrammingError):
+        parts = conninfo_to_dict(resolved.conninfo)
+        # What follows an @ of the password is taken for the host or the port. A socket may begin with one.
+        if not re.search("[^,]@", f"{parts.get('host')},{parts.get('port')}"):
+            return resolved
+    raise exceptions.ConnectorException("the connection string cannot be read; special characters need an escape")
+
+
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
     if notice.severity_nonlocalized == "WARNING":
         text = f"{notice.message_primary}. {notice.message_detail or ''}".rstrip()
@@ -261,9 +273,8 @@ def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
 
 def _of_type(connection: Any, kind: type[T]) -> T:
     if not isinstance(connection, kind):
-        raise exceptions.ConnectorException(
-            f"connection= takes a psycopg.{kind.__name__} here, not {type(connection).__qualname__}"
-        )
+        given = type(connection).__qualname__
+        raise exceptions.ConnectorException(f"connection= takes a psycopg.{kind.__name__} here, not {given}")
     return connection
 
 
