@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import psycopg
 import pytest
 
 from pyprocrastinate_cli import _pooler
@@ -31,6 +32,30 @@ def test_healthchecks_tell_the_mode(
     with pgbouncer(direct_dsn, mode=mode, size=size) as pooled:
         assert _pooler.find(pooled) == found
     assert _pooler.find(direct_dsn) == _pooler.NONE
+
+
+@pytest.mark.parametrize(("mode", "found"), [("transaction", _pooler.TRANSACTION), ("session", _pooler.SESSION)])
+def test_a_pool_that_others_use_is_told_too(
+    direct_dsn: str, monkeypatch: pytest.MonkeyPatch, mode: str, found: str
+) -> None:
+    """Between the first two questions somebody takes the connection that answered, and another one is free again."""
+    backend, asked = _pooler._backend, 0
+
+    async def and_others_come_and_go(connection: psycopg.AsyncConnection[Any]) -> int:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            later.execute("select")
+            early.close()
+        return await backend(connection)
+
+    monkeypatch.setattr(_pooler, "_backend", and_others_come_and_go)
+    size = 2 if mode == "transaction" else 3
+    with pgbouncer(direct_dsn, mode=mode, size=size) as pooled, psycopg.connect(pooled) as early:
+        early.execute("select")
+        with psycopg.connect(pooled) as later:
+            assert _pooler.find(pooled) == found
+    assert asked >= 2
 
 
 def test_the_command_says_so(direct_dsn: str) -> None:
