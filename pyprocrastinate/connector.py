@@ -262,7 +262,7 @@ def _readable(resolved: embedded.Resolved) -> embedded.Resolved:
         # What follows an @ of the password is taken for the host or the port. A socket may begin with one.
         if not re.search("[^,]@", f"{parts.get('host')},{parts.get('port')}"):
             return resolved
-    raise exceptions.ConnectorException("the connection string cannot be read; special characters need an escape")
+    raise exceptions.ConnectorException("the connection string is malformed, or lacks escapes for special characters")
 
 
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:

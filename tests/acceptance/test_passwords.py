@@ -133,7 +133,7 @@ def test_no_exception_of_a_program_holds_it(dsn: str, door: str) -> None:
 
 @pytest.mark.parametrize("dsn", MALFORMED)
 def test_nor_where_a_program_is_sync(dsn: str) -> None:
-    with pytest.raises(ConnectorException, match="cannot be read; special characters need an escape") as raised:
+    with pytest.raises(ConnectorException, match="is malformed, or lacks escapes") as raised:
         App(connector=SyncPsycopgConnector(conninfo=dsn)).open()
     assert (raised.value.__cause__, raised.value.__context__) == (None, None)
 
