@@ -28,6 +28,7 @@ from benchmarks.workloads import Measured, times
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "benchmarks", "--quick", "--peers", ""]
 
+pytestmark = pytest.mark.not_pooled("they start servers of their own")
 in_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 
 
