@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from tests.faults import soak
-from tests.faults.checker import Report, check
+from tests.faults.account import Report
+from tests.faults.checker import check
 from tests.faults.nemesis import FAULTS
 from tests.faults.record import Record, load
 from tests.faults.tasks import LEASE

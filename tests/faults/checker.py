@@ -3,9 +3,9 @@ The judge of a soak: it compares what everybody saw with what the database did.
 
 Each sentence in `Report.wrong` begins with the invariant that does not hold.
 
-    I1   no job whose defer was acknowledged is lost
+    I1   no job whose defer was acknowledged is lost: each has come to what those said who ran it, or who cancelled it
     I2   no job exists or runs that nobody deferred
-    I3   no claim is taken from its worker, and so no job runs twice, without a fault that explains it
+    I3   no claim is taken from its worker, and so no job runs twice, before its lease is over or without a fault
     I4   only the holder of the current token ends a run; an effect that is written with `complete` is there once
     I5   what was acknowledged is final, and no transition happens but legal ones
     I6   one job at a time under a lock
@@ -23,21 +23,13 @@ Each sentence in `Report.wrong` begins with the invariant that does not hold.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 
-from tests.faults.history import Event
-from tests.faults.record import Final, Record, Step
-from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE, POISON_RANK, UNKNOWN
+from tests.faults.account import FINAL, Account, Claim, Report, over_at, within
+from tests.faults.record import Record, Step
+from tests.faults.tasks import CRASH_RUNS, EVERY_SECONDS, FLAKY_RETRIES, GRACE, HEARTBEAT, LEASE
 
-_Span = tuple[float, float]
-
-# How long a worker waits at most between attempts to connect, in seconds.
-_LONGEST_PAUSE = 5.0
-_FINAL = ("succeeded", "failed", "aborted", "cancelled")
-_EDGES = {("todo", "doing"), ("doing", "todo"), ("todo", "todo"), ("todo", "gone"), ("doing", "gone")}
 _TOLD = {"job_success": "succeeded", "job_error": "failed", "job_aborted": "aborted"}
 _STOPS_WITHIN = 10.0 + GRACE
 _DRAINS_WITHIN = 60.0
@@ -46,64 +38,6 @@ _THREADS, _FILES = 24, 48
 _HEEDED = ("CancelledError", "JobAborted")
 # A client whose connection, transaction or time is over is told so, and so is one that finds no room; and nothing else.
 _REFUSALS = ("08", "25", "53", "55P03", "57", "58")
-# From a transition to when others see it, at most, while nothing holds its transaction up.
-_COMMITS_WITHIN = 0.5
-
-
-@dataclasses.dataclass
-class Claim:
-    """A claim of a job, from the transition that made it to the one that ended it."""
-
-    job: int
-    token: int | None
-    slot: str
-    opened: Step
-    closed: Step | None = None
-    # The row leaves "doing" with this one; where the job has ended with it, another one follows.
-    left: Step | None = None
-    # finished, retried, released, rescued or lost
-    how: str = "open"
-
-
-@dataclasses.dataclass
-class Report:
-    """What was counted, and what was wrong."""
-
-    jobs: int = 0
-    starts: int = 0
-    faults: Counter[str] = dataclasses.field(default_factory=Counter)
-    exposed: int = 0
-    recovered: int = 0
-    rolled_back: int = 0
-    duplicates: int = 0
-    overlaps: int = 0
-    zombies: int = 0
-    accepted: int = 0
-    lost_replies: int = 0
-    stalls: int = 0
-    # The share of a worker's time in which no fault would explain that a claim is taken from it.
-    unexcused: float = 0.0
-    # Seconds from the death of a worker, and of those how many nobody could have rescued its jobs.
-    rescues: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-    wrong: list[str] = dataclasses.field(default_factory=list)
-
-    def count(self, invariant: str) -> int:
-        """Return how many sentences there are of an invariant."""
-        return sum(sentence.startswith(f"{invariant}:") for sentence in self.wrong)
-
-    @property
-    def broken(self) -> set[str]:
-        """The invariants that do not hold."""
-        return {sentence.partition(":")[0] for sentence in self.wrong}
-
-    def rescued_within(self, share: float, *, served: bool = False) -> float:
-        """
-        Return a quantile of the seconds from the death of a worker to the rescue of its jobs.
-
-        With `served`, only of those during which no fault befell everybody.
-        """
-        times = sorted(took for took, away in self.rescues if not (served and away))
-        return times[min(len(times) - 1, int(share * len(times)))] if times else float("nan")
 
 
 def check(record: Record) -> Report:
@@ -111,54 +45,9 @@ def check(record: Record) -> Report:
     return _Checker(record).report
 
 
-def _over(fault: Event) -> float:
-    """Return when a fault is over for a worker: for as long as it lasted, one may wait until it connects again."""
-    began, ended = float(fault["began"]), float(fault["ended"])
-    return ended + min(_LONGEST_PAUSE, ended - began) + GRACE
-
-
-def _within(spans: Iterable[_Span], began: float, ended: float) -> float:
-    """Return how many seconds of a time are in any of these spans."""
-    seconds, until = 0.0, began
-    for begin, end in sorted(spans):
-        seconds += max(0.0, min(end, ended) - max(begin, until))
-        until = max(until, end)
-    return seconds
-
-
-class _Checker:
+class _Checker(Account):
     def __init__(self, record: Record) -> None:
-        self.record = record
-        self.report = Report()
-        self.slots: dict[int, str] = {e["worker"]: e["by"] for e in record.of("registered")}
-        self.started: dict[tuple[int, int], Event] = {}
-        self.ended: dict[tuple[int, int], list[Event]] = defaultdict(list)
-        self.steps: dict[int, list[Step]] = defaultdict(list)
-        self.claims: dict[int, list[Claim]] = defaultdict(list)
-        # Under each queueing lock: from when on, and until when, which job waited.
-        self.waits: dict[str, list[tuple[Step, Step | None, int]]] = defaultdict(list)
-        # The machine itself is one that nobody injects.
-        self.faults = sorted(
-            (e for e in record.of("fault", "stall") if not (e.get("missed") or "").startswith("Missed")),
-            key=lambda e: float(e["began"]),
-        )
-        self.stalls = [(float(e["began"]), float(e["ended"])) for e in record.of("stall")]
-        self.ends = record.of("killed", "crash", "exit", "stopped")
-        self.lives: dict[str, list[Event]] = defaultdict(list)
-        for event in record.of("up", "registered", "crash", "killed", "stopped"):
-            self.lives[str(event.get("name") or event["by"])].append(event)
-        for step in record.steps:
-            mine = self.steps[step.job]
-            mine.append(step)
-            # One statement takes a job from one table and puts it into the other, in either order.
-            if step.now == "gone" and len(mine) > 1 and mine[-2].was is None and mine[-2].now in _FINAL:
-                mine[-2:] = [mine[-1], mine[-2]]
-        # Those that were put there, and those of which that was never heard.
-        self.poison = {id_ for e in record.of("poison") for id_ in e["ids"]}
-        self.poison |= {id_ for id_, job in record.jobs.items() if job.key is None and self._is_poison(job)}
-        self._runs()
-        self._transitions()
-        self._waiting()
+        super().__init__(record)
         self._deferred()
         self._answered()
         self._outcomes()
@@ -176,95 +65,6 @@ class _Checker:
         self._facts()
         self._aborts()
         self._summary()
-
-    def _is_poison(self, job: Final) -> bool:
-        steps = self.steps.get(job.id)
-        return job.task == UNKNOWN or bool(steps and steps[0].rank == POISON_RANK)
-
-    def _wrong(self, invariant: str, sentence: str) -> None:
-        self.report.wrong.append(f"{invariant}: {sentence}")
-
-    def _expect(self, fine: bool, invariant: str, sentence: str) -> None:
-        if not fine:
-            self._wrong(invariant, sentence)
-
-    def _all_claims(self) -> Iterator[Claim]:
-        return itertools.chain.from_iterable(self.claims.values())
-
-    # What happened
-
-    def _runs(self) -> None:
-        for event in self.record.of("start", "end", "completing"):
-            run = (event["job"], event["token"])
-            if event["kind"] != "start":
-                self.ended[run].append(event)
-                continue
-            self._expect(run not in self.started, "I4", f"job {run[0]} began twice under token {run[1]}")
-            self._expect(run[0] in self.record.jobs, "I2", f"job {run[0]} ran, and is not known")
-            self.started[run] = event
-
-    def _transitions(self) -> None:
-        for job, steps in self.steps.items():
-            current: Claim | None = None
-            over = False
-            for step in steps:
-                self._expect(not over, "I5", f"job {job} went on after it had ended: {step.was} to {step.now}")
-                if step.was is None:
-                    over = step.now in _FINAL
-                    self._expect(over or step is steps[0], "I5", f"job {job} appeared twice")
-                    if over:
-                        self._end(steps, step)
-                    continue
-                self._expect((step.was, step.now) in _EDGES, "I5", f"job {job} went from {step.was} to {step.now}")
-                if step.now == "doing":
-                    self._expect(current is None, "I4", f"job {job} was claimed twice at once")
-                    current = Claim(job, step.token, self.slots.get(step.worker or 0, "?"), step)
-                    self.claims[job].append(current)
-                elif step.was == "doing" and current:
-                    current.closed = current.left = step
-                    grown = step.attempts - current.opened.attempts
-                    rescued = step.rescues > current.opened.rescues
-                    current.how = "rescued" if rescued else "retried" if grown else "released"
-                    self._expect(grown in (0, 1), "I8", f"job {job}: a run was counted {grown} times")
-                    current = None
-            final = self.record.jobs.get(job)
-            status = steps[-1].now
-            self._expect(final is not None, "I1", f"job {job} was deferred, and is gone")
-            self._expect(final is None or final.status == status, "I5", f"job {job} is {final}, but became {status}")
-
-    def _waiting(self) -> None:
-        for job, steps in self.steps.items():
-            begun: Step | None = None
-            for step in [*steps, None]:
-                if step and step.now == "todo":
-                    begun = begun or step
-                elif begun:
-                    if begun.queueing_lock:
-                        self.waits[begun.queueing_lock].append((begun, step, job))
-                    begun = None
-
-    def _end(self, steps: list[Step], end: Step) -> None:
-        """A job has ended: if in a run, that run has ended so."""
-        job = end.job
-        claims = self.claims[job]
-        gone = next((s for s in reversed(steps) if s.now == "gone"), None)
-        if not claims or gone is None or gone.was != "doing":
-            return
-        claim = claims[-1]
-        claim.closed, claim.left = end, gone
-        final = self.record.jobs.get(job)
-        if end.token == claim.token:
-            claim.how = "finished"
-        else:
-            claim.how = "lost"
-            by_nobody = end.token is None and final is not None and final.error in ("WorkerLost", "Superseded")
-            if not by_nobody:
-                self.report.accepted += 1
-                self._wrong("I4", f"job {job} was ended under token {end.token}, and {claim.token} was the current one")
-        # A place that was taken meanwhile is no end of the run.
-        counted = 0 if final and final.error == "Superseded" and end.attempts == claim.opened.attempts else 1
-        grown = end.attempts - claim.opened.attempts
-        self._expect(grown == counted, "I8", f"job {job} ended, and its run was counted {grown} times")
 
     # I1, I2
 
@@ -309,16 +109,11 @@ class _Checker:
             state = event.get("sqlstate") or ""
             self._expect(not state or state.startswith(_REFUSALS), "I13", f"a client was told {event['error']}")
             broken = any(
-                fault["began"] <= event["at"] and since <= _over(fault)
+                fault["began"] <= event["at"] and since <= over_at(fault)
                 for fault in self.faults
                 if fault["touches"] is None or event["by"] in fault["touches"]
             )
             self._expect(broken, "I1", f"{event['keys']} were refused without any fault: {event['error']}")
-
-    def _delay(self, at: float) -> float:
-        """Return how much later than this others may have seen a transition of this time."""
-        held_up = any(fault["began"] <= at + _COMMITS_WITHIN and at <= _over(fault) for fault in self.faults)
-        return _LONGEST_PAUSE if held_up else _COMMITS_WITHIN
 
     def _outcomes(self) -> None:
         """Each job has come to what those said who ran it, or who cancelled it."""
@@ -345,29 +140,7 @@ class _Checker:
                 fine = replaced or id_ in self.poison or given_up or (failed and not mends)
             self._expect(fine, "I1", f"job {id_} is {job}, and the runs of {last} ended with {said}")
 
-    def _was_stopped(self, claim: Claim | None) -> bool:
-        """Tell whether its worker was asked to stop in the middle of a claim."""
-        assert claim
-        assert claim.closed
-        stopped = [e["at"] - e["seconds"] for e in self.record.of("stopped") if e["name"] == claim.slot]
-        stopped += [e["at"] for e in self.record.of("stop")]
-        return any(claim.opened.at <= at + GRACE and at <= claim.closed.at for at in stopped)
-
     # I3, I4
-
-    def _explained(self, claim: Claim, at: float) -> bool:
-        """Tell whether a fault kept a worker silent in the middle of the lease that ended at this time."""
-        if claim.slot == "ghost" or any(
-            claim.opened.at <= e["at"] <= at and claim.slot in (e["by"], e.get("name")) for e in self.ends
-        ):
-            return True
-        silent = at - LEASE / 2
-        return any(began <= silent <= ended for began, ended in self._excuses(claim.slot))
-
-    def _excuses(self, slot: str) -> list[_Span]:
-        """Return when a worker may be silent for the whole of a lease, as far as one can tell from outside."""
-        faults = (fault for fault in self.faults if fault["touches"] is None or slot in fault["touches"])
-        return [(fault["began"] - HEARTBEAT, _over(fault)) for fault in faults]
 
     def _fenced(self) -> None:
         for (job, token), event in self.started.items():
@@ -541,7 +314,7 @@ class _Checker:
         for claim in self._all_claims():
             if claim.how in ("rescued", "lost") and claim.closed:
                 by_slot[claim.slot].append(claim)
-        outages = [(float(f["began"]), _over(f)) for f in self.faults if f["touches"] is None]
+        outages = [(float(f["began"]), over_at(f)) for f in self.faults if f["touches"] is None]
         for event in self.record.of("killed", "crash"):
             died = event["at"]
             for claim in by_slot[event["name"]]:
@@ -550,14 +323,10 @@ class _Checker:
                     continue
                 took = claim.closed.at - died
                 # While a fault befalls everybody, there is nobody to rescue it.
-                away = _within(outages, died, claim.closed.at)
+                away = within(outages, died, claim.closed.at)
                 self.report.rescues.append((took, away))
                 fine = took <= LEASE + 1 + GRACE + away
                 self._expect(fine, "I10", f"job {claim.job} was rescued after {took:.1f} s, {away:.1f} s of outage")
-
-    def _stalled(self, began: float, ended: float) -> float:
-        """Return for how many of these seconds the machine stood still."""
-        return _within(self.stalls, began, ended)
 
     def _liveness(self) -> None:
         stop = min((float(e["at"]) for e in self.record.of("stop")), default=float("inf"))
@@ -565,7 +334,7 @@ class _Checker:
             # Schedules go on until the last worker stops.
             late = any(step.at > stop - EVERY_SECONDS for step in self.steps.get(id_, [])[:1])
             last = job.task == "tick" and job.status == "todo" and late
-            if job.status not in _FINAL and not last:
+            if job.status not in FINAL and not last:
                 self._wrong("I10", f"job {id_}, of {job.task}, is still {job.status}")
         drained = self.record.facts.get("drained", 0.0)
         self._expect(drained <= _DRAINS_WITHIN, "I10", f"it took {drained:.0f} s until all jobs had ended")
@@ -585,18 +354,6 @@ class _Checker:
             found = self.record.jobs.get(id_)
             fine = found is not None and found.status in ("failed", "cancelled" if id_ in cancelled else "failed")
             self._expect(fine, "I10", f"job {id_} cannot be run, and is {found}")
-
-    def _began(self, end: Event) -> float:
-        """Return when the process began that ended so; an earlier one may have had the same pid."""
-        ups = [e["at"] for e in self.lives[end["name"]] if e["kind"] == "up" and e["pid"] == end["pid"]]
-        return max((at for at in ups if at <= end["at"]), default=float(end["at"]))
-
-    def _is_deaf(self, end: Event) -> bool:
-        """Tell whether a process ended in the middle of a function that waits for the database and heeds no abort."""
-        began = self._began(end)
-        runs = [run for run, start in self.started.items() if start.get("pid") == end["pid"] and start["at"] >= began]
-        deaf = {id_ for id_, job in self.record.jobs.items() if job.task == "complete"}
-        return any(run[0] in deaf and all(e["kind"] != "end" for e in self.ended[run]) for run in runs)
 
     # I11
 
@@ -693,5 +450,5 @@ class _Checker:
         if self.record.steps:
             began, ended = self.record.steps[0].at, self.record.steps[-1].at
             slots = {e["by"] for e in self.record.of("registered")} - {"ghost"}
-            excused = [_within(self._excuses(slot), began, ended) / (ended - began) for slot in slots]
+            excused = [within(self._excuses(slot), began, ended) / (ended - began) for slot in slots]
             report.unexcused = 1 - sum(excused) / max(1, len(excused))

@@ -13,7 +13,8 @@ from typing import Any
 
 import psycopg
 
-from tests.faults.checker import Report, check
+from tests.faults.account import Report
+from tests.faults.checker import check
 from tests.faults.nemesis import FAULTS, DiskFull, FailOver, Fault, Nemesis, plan
 from tests.faults.record import Record, collect
 from tests.faults.stage import Flaw, SoakError, Stage

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import Report, check
+from tests.faults.account import Report
+from tests.faults.checker import check
 from tests.faults.history import Event
 from tests.faults.record import Final, Record, Step
 
