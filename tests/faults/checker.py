@@ -38,6 +38,10 @@ _THREADS, _FILES = 24, 48
 _HEEDED = ("CancelledError", "JobAborted")
 # A client whose connection, transaction or time is over is told so, and so is one that finds no room; and nothing else.
 _REFUSALS = ("08", "25", "53", "55P03", "57", "58")
+# What psycopg's pool says while it cannot connect; the longer that has lasted, the longer it then pauses, each time up
+# to twice as long.
+_POOL_IS_EMPTY = "couldn't get a connection"
+_POOL_PAUSES = 30.0
 
 
 def check(record: Record) -> Report:
@@ -108,8 +112,9 @@ class _Checker(Account):
             since = min(invoked[key][0] for key in event["keys"])
             state = event.get("sqlstate") or ""
             self._expect(not state or state.startswith(_REFUSALS), "I13", f"a client was told {event['error']}")
+            patience = _POOL_PAUSES if _POOL_IS_EMPTY in event["error"] else 0.0
             broken = any(
-                fault["began"] <= event["at"] and since <= over_at(fault)
+                fault["began"] <= event["at"] and since <= over_at(fault) + patience
                 for fault in self.faults
                 if fault["touches"] is None or event["by"] in fault["touches"]
             )

@@ -595,6 +595,11 @@ def test_nothing_that_may_happen_is_held_against_the_queue() -> None:
     story.note("invoke", by="sql", jobs=[{"args": {"key": "key 30"}}])
     story.note("fault", name="F6", touches=["sql"], began=story.now, ended=story.now, missed=None)
     story.note("info", by="sql", keys=["key 30"], error="lost", sqlstate=None)
+    # A pool that takes its time to connect again.
+    story.note("fault", name="F3", touches=None, began=story.now, ended=story.now, missed=None)
+    story.now += 12
+    story.note("invoke", by="python", jobs=[{"args": {"key": "key 35"}}])
+    story.note("info", by="python", keys=["key 35"], error="couldn't get a connection after 2.00 sec", sqlstate=None)
     story.state[30] = {"task": "quick", "attempts": 0, "rescues": 0, "key": "key 30"}
     story.step(30, None, "todo")
     story.run(30)
