@@ -33,10 +33,6 @@ def _accepted(scene: Scene, rows: list[Row]) -> int:
     return sum(row[0] == "ok" for row in rows)
 
 
-def _worked(scene: Scene, rows: list[Row]) -> int:
-    return int(rows[-1][2] is None)
-
-
 def _ticked(scene: Scene, rows: list[Row]) -> int:
     return sum(row[1] == scene.jobs["running"] for row in rows)
 
@@ -54,7 +50,7 @@ COUNTS = {
     "succeed": _accepted,
     "retry later": _accepted,
     "retry elsewhere": _accepted,
-    "work": _worked,
+    "work": _accepted,
     "tick": _ticked,
     "complete": _done,
 }

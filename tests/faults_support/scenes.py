@@ -36,6 +36,9 @@ class Scene:
     attempts: int = 0
 
 
+# A fetch reads all queues, several, and one by statements of their own.
+QUEUES: dict[str, list[str] | None] = {"a": None, "b": ["default", "none"], "c": ["default"]}
+
 Operation = Callable[[Scene], tuple[str, tuple[Any, ...]]]
 
 
@@ -47,9 +50,14 @@ def _clear(conn: psycopg.Connection[Any]) -> Scene:
     conn.execute("select procrastinate.enable_test_clock(false)")
     conn.execute("select procrastinate.enable_test_clock(true)")
     scene = Scene()
-    for name in ("a", "b", "c"):
-        scene.workers[name] = value(conn, "select procrastinate.register_worker_v1(%s)", name)
+    for name in QUEUES:
+        _register(conn, scene, name)
     return scene
+
+
+def _register(conn: psycopg.Connection[Any], scene: Scene, name: str) -> None:
+    query = "select procrastinate.register_worker_v1(%s, %s)"
+    scene.workers[name] = value(conn, query, name, QUEUES[name])
 
 
 def value(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:
@@ -70,7 +78,7 @@ def _claim(conn: psycopg.Connection[Any], scene: Scene, worker: str, count: int 
 
 
 def held(conn: psycopg.Connection[Any]) -> Scene:
-    """One runs; behind it a candidate, two that line up, one better, one that came back; one is alone, one ended."""
+    """One runs; behind it a candidate, two that line up, one better, one that came back; two are alone, one ended."""
     scene = _clear(conn)
     _defer(conn, scene, "ended")
     _claim(conn, scene, "c")
@@ -98,6 +106,7 @@ def held(conn: psycopg.Connection[Any]) -> Scene:
     _defer(conn, scene, "unique", lock="L", queueing_lock="unique")
     _defer(conn, scene, "other", lock="M", priority=-9)
     _defer(conn, scene, "alone", priority=-1)
+    _defer(conn, scene, "alone, too")
     # the worker of the running job has been silent for too long
     conn.execute(
         "update procrastinate.worker set heartbeat_at = '2001-01-01', idle_at = '2001-01-01' where id = %s",
@@ -111,7 +120,7 @@ def lined_up(conn: psycopg.Connection[Any]) -> Scene:
     scene = held(conn)
     conn.execute("select procrastinate.fetch_v1(%s, 10)", [scene.workers["c"]])
     conn.execute("select procrastinate.unregister_worker_v1(%s)", [scene.workers["c"]])
-    scene.workers["c"] = value(conn, "select procrastinate.register_worker_v1('c')")
+    _register(conn, scene, "c")
     return scene
 
 
@@ -121,13 +130,13 @@ def free(conn: psycopg.Connection[Any]) -> Scene:
     conn.execute("select procrastinate.fetch_v1(%s, 10)", [scene.workers["c"]])
     for worker in ("a", "c"):
         conn.execute("select procrastinate.unregister_worker_v1(%s)", [scene.workers[worker]])
-        scene.workers[worker] = value(conn, "select procrastinate.register_worker_v1(%s)", worker)
+        _register(conn, scene, worker)
     scene.tokens["running"] = 1
     return scene
 
 
 def fresh(conn: psycopg.Connection[Any]) -> Scene:
-    """Nobody has looked at the lock yet: two candidates, one that lines up, and one alone; a job has ended."""
+    """Nobody has looked at the lock yet: two candidates, one that lines up, and two alone; a job has ended."""
     scene = _clear(conn)
     _defer(conn, scene, "running", lock="L", queueing_lock="running")
     _claim(conn, scene, "a")
@@ -138,9 +147,11 @@ def fresh(conn: psycopg.Connection[Any]) -> Scene:
     )
     second, fourth = (i for (i,) in conn.execute("select id from procrastinate.job order by id").fetchall())
     scene.jobs |= {"second": second, "fourth": fourth}
+    scene.jobs["ended"] = scene.jobs["running"]
     scene.attempts = 1
     _defer(conn, scene, "better", lock="L", priority=5, queueing_lock="unique")
     _defer(conn, scene, "alone", priority=-1)
+    _defer(conn, scene, "alone, too")
     return scene
 
 
@@ -158,7 +169,8 @@ def _outcome(how: dict[str, Any]) -> Operation:
 def _work(s: Scene) -> tuple[str, tuple[Any, ...]]:
     ids, tokens = [s.jobs["running"]], [s.tokens["running"]]
     query = (
-        "select id, token, verdicts from procrastinate.work_v1(%s, %s::bigint[], %s::bigint[], '[]', true, 3, 2, null)"
+        "select coalesce(id::text, verdicts -> 0 ->> 'verdict', 'ok')"
+        "  from procrastinate.work_v1(%s, %s::bigint[], %s::bigint[], '[]', true, 3, 2, null)"
     )
     return query, (s.workers["a"], ids, tokens)
 
@@ -180,9 +192,9 @@ OPERATIONS: dict[str, Operation] = {
     "release": _outcome({"outcome": "released"}),
     "retry later": _outcome({"outcome": "failed", "retry": {"in": 3600}}),
     "retry elsewhere": _outcome({"outcome": "failed", "retry": {"lock": "M", "priority": 1}}),
-    "fetch": _call("select id from procrastinate.fetch_v1(%s, 10)", "worker b"),
-    "fetch one": _call("select id from procrastinate.fetch_v1(%s, 1)", "worker c"),
-    "work on": _call("select id from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", "worker a"),
+    "fetch": _call("select id::text from procrastinate.fetch_v1(%s, 10)", "worker b"),
+    "fetch one": _call("select id::text from procrastinate.fetch_v1(%s, 1)", "worker c"),
+    "work on": _call("select id::text from procrastinate.work_v1(%s, '{}', '{}', '[]', true, 1, 0, null)", "worker a"),
     "tick": _call("select kind, job_id from procrastinate.tick_v1()"),
     "unregister": _call("select procrastinate.unregister_worker_v1(%s)", "worker a"),
     "complete": _call("select procrastinate.complete_v1(%s, %s)", "running", "token running"),
@@ -218,7 +230,7 @@ OTHERS: dict[str, Operation] = {
     "heartbeat": _call("select registered from procrastinate.heartbeat_v1(%s)", "worker a"),
     "idle": _call("select ready from procrastinate.idle_v1(%s)", "worker b"),
     "register": _call(
-        f"select procrastinate.register_worker_v1('d', tasks => '{{\"t\": {{}}}}', schedules => '{_SCHEDULE}')"
+        f"select procrastinate.register_worker_v1('d', tasks => '{{\"t\": {{}}}}', schedules => '{_SCHEDULE}') > 0"
     ),
     "bring back": _call("select procrastinate.retry(%s)", "ended"),
     "purge": _call(f"select procrastinate.purge('-1 hour', {_ALL})"),
