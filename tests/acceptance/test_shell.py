@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,6 +37,20 @@ def jobs(conn: psycopg.Connection[Any]) -> None:
     conn.execute("select procrastinate.defer('broken', queue => 'other')")
     conn.execute("select procrastinate.fetch_v1(procrastinate.register_worker_v1('w', '{other}'))")
     conn.execute("select procrastinate.finish_job_v1(3, 'failed')")
+
+
+@pytest.mark.not_pooled("a role is set as it connects")
+def test_who_may_read_no_job_is_still_told_what_was_done(run: Run, dsn: str, conn: psycopg.Connection[Any]) -> None:
+    conn.execute("create role shell_client login; select procrastinate.grant_access('shell_client', 'client')")
+    try:
+        client = ("--dsn", make_conninfo(dsn, user="shell_client"), "shell")
+        assert run(*client, "cancel", "1").stdout == "#1 is cancelled\n"
+        assert run(*client, "retry", "3").stdout == "#3 is put back\n"
+        assert "permission denied" in run(*client, "list_jobs", status=1).stderr
+    finally:
+        conn.execute("select procrastinate.revoke_access('shell_client'); drop role shell_client")
+    rows = conn.execute("select id, status from procrastinate.jobs order by id").fetchall()
+    assert rows == [(1, "cancelled"), (2, "todo"), (3, "todo")]
 
 
 @pytest.mark.scenario(74)

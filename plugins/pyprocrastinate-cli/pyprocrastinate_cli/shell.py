@@ -10,6 +10,9 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from psycopg.errors import InsufficientPrivilege
+
+from pyprocrastinate.exceptions import ConnectorException
 from pyprocrastinate.jobs import plain
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class Shell(cmd.Cmd):
         Run a job again that has ended, or runs: retry ID
         """
         self.manager.retry_job_by_id(int(line))
-        self.do_list_jobs(f"id={int(line)}")
+        self._show(int(line), "put back")
 
     def do_cancel(self, line: str) -> None:
         """
@@ -108,7 +111,16 @@ class Shell(cmd.Cmd):
         if not self.manager.cancel_job_by_id(int(line)):
             status = self.manager.get_job_status(int(line)).value
             raise ValueError(f"job {int(line)} cannot be cancelled: it is {status}")
-        self.do_list_jobs(f"id={int(line)}")
+        self._show(int(line), "cancelled")
+
+    def _show(self, job_id: int, done: str) -> None:
+        try:
+            self.do_list_jobs(f"id={job_id}")
+        except ConnectorException as error:
+            # A client may do this to jobs, and read none.
+            if not isinstance(error.__cause__, InsufficientPrivilege):
+                raise
+            print(f"#{job_id} is {done}")
 
     def do_exit(self, line: str) -> bool:
         """
